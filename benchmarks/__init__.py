@@ -1,0 +1,1 @@
+"""Measurements: ratios against peers or against the forward pass, taken alternately in one run."""

@@ -1,0 +1,1 @@
+"""Pictures of the README, and the scripts that draw them."""

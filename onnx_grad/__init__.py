@@ -1,0 +1,44 @@
+"""Differentiate ONNX models: gradient graphs of standard operators for the stock ONNX Runtime."""
+
+from importlib.metadata import version
+
+from onnx_grad.checking import GradientReport, check_gradients
+from onnx_grad.errors import (
+    InputError,
+    ModelError,
+    NoPathWarning,
+    NotDifferentiableError,
+    OnnxGradError,
+    OutputError,
+    RuleError,
+    RuntimeUnavailableError,
+    UnknownNameError,
+    UnsupportedOpError,
+)
+from onnx_grad.inspection import InspectionReport, inspect
+from onnx_grad.registry import gradient
+from onnx_grad.runtime import GradientFunction
+from onnx_grad.transforms import grad, vjp
+
+__version__ = version("onnx-grad")
+
+__all__ = [
+    "GradientFunction",
+    "GradientReport",
+    "InputError",
+    "InspectionReport",
+    "ModelError",
+    "NoPathWarning",
+    "NotDifferentiableError",
+    "OnnxGradError",
+    "OutputError",
+    "RuleError",
+    "RuntimeUnavailableError",
+    "UnknownNameError",
+    "UnsupportedOpError",
+    "check_gradients",
+    "grad",
+    "gradient",
+    "inspect",
+    "vjp",
+]

@@ -1,0 +1,422 @@
+"""Building backward nodes: operators by name, constants promoted, equal nodes shared.
+
+A rule writes `op.ReduceSum(x, [0], keepdims=0)` or plain arithmetic, `dy * (1.0 - y * y)`. Python numbers
+take the dtype of the operand they meet, and the same operator on the same operands is built only once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, overload
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from onnx_grad import known
+
+Array = npt.NDArray[Any]
+Operand = ir.Value | Array | bool | int | float | Sequence[int] | None
+
+METADATA_PREFIX = "pkg.onnx_grad."
+
+# Two such nodes with equal operands have different results: never shared.
+_RANDOM_OPERATORS = frozenset(
+    {
+        "Bernoulli",
+        "Dropout",
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    }
+)
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """Type variables of an operator's inputs and outputs, as its schema names them."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    variadic: bool
+
+    def input_type(self, index: int) -> str:
+        if index < len(self.inputs):
+            return self.inputs[index]
+        return self.inputs[-1] if self.variadic else ""
+
+
+@functools.cache
+def _signature(op_type: str, domain: str, opset: int) -> _Signature:
+    schema = onnx.defs.get_schema(op_type, opset, domain)
+    inputs = schema.inputs
+    only = {
+        constraint.type_param_str: constraint.allowed_type_strs[0]
+        for constraint in schema.type_constraints
+        if len(constraint.allowed_type_strs) == 1
+    }
+    return _Signature(
+        tuple(formal.type_str for formal in inputs),
+        tuple(only.get(formal.type_str, formal.type_str) for formal in schema.outputs),
+        bool(inputs) and inputs[-1].option == onnx.defs.OpSchema.FormalParameterOption.Variadic,
+    )
+
+
+class Operator(Protocol):
+    """Builds one node of an operator: inputs are positional, attributes are keywords."""
+
+    @overload
+    def __call__(self, *operands: Operand, outputs: None = None, **attributes: Any) -> ir.Value: ...
+    @overload
+    def __call__(self, *operands: Operand, outputs: int, **attributes: Any) -> tuple[ir.Value, ...]: ...
+
+
+class Builder:
+    """Records new nodes of one graph without inserting them.
+
+    Any operator of the default domain is a method: positional arguments are inputs (`None` for one that is
+    left out), keyword arguments are attributes, and `outputs=n` asks for a tuple of n outputs.
+
+    Attributes:
+        opset: Version of the default domain that the graph imports.
+        nodes: The nodes built so far, in topological order.
+        initializers: The constants that the nodes read.
+        scope: Prefix of the names of what is built next: the forward node or tensor it serves.
+    """
+
+    def __init__(self, opset: int, taken_names: set[str]) -> None:
+        self.opset = opset
+        self.nodes: list[ir.Node] = []
+        self.initializers: list[ir.Value] = []
+        self.scope = ""
+        self._metadata: dict[str, str] = {}
+        self._unlabelled: set[ir.Node] = set()
+        self._taken = taken_names
+        self._counters: dict[str, int] = {}
+        self._constants: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.Value] = {}
+        self._built: dict[tuple[Any, ...], tuple[ir.Value, ...]] = {}
+
+    def __getattr__(self, op_type: str) -> Operator:
+        if not op_type[0].isupper():
+            raise AttributeError(op_type)
+        method: Operator = functools.partial(self.node, op_type)
+        self.__dict__[op_type] = method
+        return method
+
+    def differentiating(self, node: ir.Node, name: str) -> contextlib.AbstractContextManager[None]:
+        """Name and annotate what is built inside after the forward `node`, which is called `name`."""
+        operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        return self._annotating(name, {"forward_node": name, "rule": operator})
+
+    def serving(self, tensor: str) -> contextlib.AbstractContextManager[None]:
+        """Name and annotate what is built inside after a forward `tensor`: a seed, zeros, an output."""
+        return self._annotating(tensor, {"tensor": tensor})
+
+    @contextlib.contextmanager
+    def _annotating(self, scope: str, notes: dict[str, str]) -> Iterator[None]:
+        before = self.scope, self._metadata, self._unlabelled
+        self.scope = scope
+        self._metadata = {METADATA_PREFIX + key: note for key, note in notes.items()}
+        self._unlabelled = set()
+        try:
+            yield
+        finally:
+            self.scope, self._metadata, self._unlabelled = before
+
+    def label(self, value: ir.Value, name: str) -> None:
+        """Give `value` and its node a telling name, when they were built for the current forward node."""
+        node = value.producer()
+        if node in self._unlabelled:
+            self._unlabelled.discard(node)
+            node.name = value.name = self.unique_name(name)
+
+    def node(
+        self,
+        op_type: str,
+        *operands: Operand,
+        outputs: int | None = None,
+        domain: str = "",
+        shared: bool = True,
+        **attributes: Any,
+    ) -> Any:
+        """Build `op_type(*operands, **attributes)`.
+
+        Args:
+            op_type: Type of the operator.
+            *operands: Its inputs; `None` for one that is left out.
+            outputs: How many outputs to return, as a tuple; a single value when left out.
+            domain: Domain of the operator.
+            shared: Whether an equal node that was built before may serve.
+            **attributes: Its attributes; those that are `None` are left out.
+
+        Returns:
+            Its output, or a tuple of them when `outputs` is given.
+        """
+        signature = _signature(op_type, domain, self.opset)
+        inputs = self._inputs(signature, operands)
+        given = {name: value for name, value in attributes.items() if value is not None}
+        key = (op_type, domain, outputs, inputs, *((k, _hashable(v)) for k, v in given.items()))
+        made = self._built.get(key) if shared else None
+        if made is None:
+            made = self._build(op_type, domain, signature, inputs, given, outputs or 1)
+            if op_type not in _RANDOM_OPERATORS:
+                self._built[key] = made
+        return made[0] if outputs is None else made
+
+    def optional_output(self, node: ir.Node, index: int, dtype: ir.DataType) -> ir.Value:
+        """Output `index` of the forward `node`, which is made to give it where it leaves it out.
+
+        Nothing else that the node computes changes, nor does it run twice: a random mask stays the same.
+        """
+        present = len(node.outputs)
+        if index >= present:
+            node.resize_outputs(index + 1)
+            for added in node.outputs[present:]:
+                added.name = ""
+        output = node.outputs[index]
+        if not output.name:
+            formal = onnx.defs.get_schema(node.op_type, self.opset, node.domain).outputs[index].name
+            output.name = self.unique_name(f"{self.scope}/{formal}")
+            output.type = ir.TensorType(dtype)
+        return output
+
+    def constant(self, content: Any, dtype: ir.DataType) -> ir.Value:
+        """The constant tensor `content` of type `dtype`; equal constants are one initializer."""
+        array = np.ascontiguousarray(content, dtype=dtype.numpy()).reshape(np.shape(content))
+        key = dtype, array.shape, array.tobytes()
+        value = self._constants.get(key)
+        if value is None:
+            name = self.unique_name(f"constant/{dtype.name.lower()}/{_content_label(array)}")
+            tensor = ir.Tensor(array, dtype=dtype, name=name)
+            value = ir.Value(
+                name=name,
+                shape=ir.Shape(array.shape),
+                type=ir.TensorType(dtype),
+                const_value=tensor,
+            )
+            self._constants[key] = value
+            self.initializers.append(value)
+        return value
+
+    def scalar_like(self, number: float, like: ir.Value) -> ir.Value:
+        """The rank-0 constant `number` in the dtype of `like`, also where that dtype is unknown."""
+        if like.dtype is None:
+            return self.CastLike(self.constant(number, ir.DataType.FLOAT), like)
+        return self.constant(number, like.dtype)
+
+    def CastLike(self, value: ir.Value, like: ir.Value) -> ir.Value:
+        """`value` in the dtype of `like`: a `Cast`, or nothing, where the dtypes are known."""
+        if like.dtype is None:
+            return self.node("CastLike", value, like)  # type: ignore[no-any-return]
+        if value.dtype == like.dtype:
+            return value
+        return self.Cast(value, to=like.dtype)
+
+    def shape(self, value: ir.Value) -> ir.Value:
+        """The shape of `value` as a 1-D int64 tensor: a constant where it is static."""
+        static = known.static_shape(value)
+        if static is not None:
+            return self.constant(static, ir.DataType.INT64)
+        return self.Shape(value)
+
+    def reshape_like(self, value: ir.Value, like: ir.Value) -> ir.Value:
+        """`value` with the shape of `like`, which has as many elements."""
+        return self.Reshape(value, self.shape(like), allowzero=1)
+
+    def zeros_like(self, value: ir.Value) -> ir.Value:
+        """Zeros of the shape and dtype of `value`."""
+        return self.Expand(self.scalar_like(0.0, value), self.shape(value))
+
+    def unique_name(self, name: str) -> str:
+        """`name`, or `name` with the first numeric suffix that makes it new; it is taken from then on."""
+        candidate = name
+        while candidate in self._taken:
+            self._counters[name] = self._counters.get(name, 0) + 1
+            candidate = f"{name}_{self._counters[name]}"
+        self._taken.add(candidate)
+        return candidate
+
+    def _inputs(self, signature: _Signature, operands: Sequence[Operand]) -> tuple[ir.Value | None, ...]:
+        if all(isinstance(operand, ir.Value) for operand in operands):
+            return operands  # type: ignore[return-value]
+        return tuple(
+            operand
+            if operand is None or isinstance(operand, ir.Value)
+            else self._promote(operand, index, signature, operands)
+            for index, operand in enumerate(operands)
+        )
+
+    def _promote(
+        self,
+        operand: Array | bool | int | float | Sequence[int],
+        index: int,
+        signature: _Signature,
+        operands: Sequence[Operand],
+    ) -> ir.Value:
+        """A Python number takes the dtype of a sibling of its type variable; integers default to int64."""
+        if isinstance(operand, (np.ndarray, np.generic)):
+            return self.constant(operand, ir.DataType.from_numpy(operand.dtype))
+        if isinstance(operand, (bool, int, float)):
+            variable = signature.input_type(index)
+            for position, sibling in enumerate(operands):
+                if isinstance(sibling, ir.Value) and signature.input_type(position) == variable:
+                    return self.scalar_like(operand, sibling)
+        if isinstance(operand, float):
+            first = next(o for o in operands if isinstance(o, ir.Value))
+            return self.scalar_like(operand, first)
+        if isinstance(operand, bool):
+            return self.constant(operand, ir.DataType.BOOL)
+        return self.constant(operand, ir.DataType.INT64)
+
+    def _build(
+        self,
+        op_type: str,
+        domain: str,
+        signature: _Signature,
+        inputs: tuple[ir.Value | None, ...],
+        attributes: dict[str, Any],
+        count: int,
+    ) -> tuple[ir.Value, ...]:
+        name = self.unique_name(f"{self.scope}/{op_type}" if self.scope else op_type)
+        node = ir.Node(
+            domain,
+            op_type,
+            inputs,
+            [_attribute(name, value) for name, value in attributes.items()],
+            num_outputs=count,
+            name=name,
+            metadata_props=self._metadata.copy(),
+        )
+        for index, output in enumerate(node.outputs):
+            output.name = name if index == 0 else self.unique_name(name)
+            dtype = _output_dtype(op_type, signature, index, inputs, attributes)
+            if dtype is not None:
+                output.type = ir.TensorType(dtype)
+        self.nodes.append(node)
+        self._unlabelled.add(node)
+        return node.outputs  # type: ignore[return-value]
+
+
+def _attribute(name: str, value: Any) -> ir.Attr:
+    """The attribute `name`; the common kinds without the many questions onnx_ir asks of a value."""
+    if isinstance(value, int):
+        return ir.AttrInt64(name, int(value))
+    if isinstance(value, float):
+        return ir.AttrFloat32(name, value)
+    return ir.convenience.convert_attribute(name, value)
+
+
+def _hashable(attribute: Any) -> Any:
+    """What tells two attributes apart; a tensor is kept by its node, so that its identity stays its own."""
+    if isinstance(attribute, (list, tuple)):
+        return tuple(map(_hashable, attribute))
+    if isinstance(attribute, (int, float, str)):
+        return type(attribute), attribute
+    return id(attribute)
+
+
+def _content_label(array: Array) -> str:
+    if array.size <= 8:
+        return str(array.tolist()).replace(" ", "")
+    return "x".join(map(str, array.shape))
+
+
+def _output_dtype(
+    op_type: str,
+    signature: _Signature,
+    index: int,
+    inputs: Sequence[ir.Value | None],
+    attributes: dict[str, Any],
+) -> ir.DataType | None:
+    """The dtype of an output as far as the schema tells it from the inputs."""
+    if op_type == "Cast":
+        return ir.DataType(attributes["to"])
+    if op_type == "CastLike":
+        return inputs[1].dtype if inputs[1] is not None else None
+    variable = signature.outputs[min(index, len(signature.outputs) - 1)]
+    if variable.startswith("tensor("):
+        return _CONCRETE_TYPES.get(variable)
+    for position, value in enumerate(inputs):
+        if value is not None and signature.input_type(position) == variable:
+            return value.dtype
+    if op_type == "ConstantOfShape":
+        return attributes["value"].dtype if "value" in attributes else ir.DataType.FLOAT
+    return None
+
+
+_CONCRETE_TYPES = {
+    "tensor(int64)": ir.DataType.INT64,
+    "tensor(bool)": ir.DataType.BOOL,
+    "tensor(float)": ir.DataType.FLOAT,
+}
+
+
+class _ArithmeticDispatch:
+    """Sends `a * b` on values to the builder that is recording in the calling thread.
+
+    onnx_ir keeps one arithmetic handler for the whole process. This one asks which thread is calling, so
+    that transforms in several threads do not see each other's builder; a thread that records nothing keeps
+    whatever handler was installed before.
+    """
+
+    def __init__(self) -> None:
+        self._recording = threading.local()
+        self._lock = threading.Lock()
+        self._users = 0
+        self._previous: Any = None
+
+    @contextlib.contextmanager
+    def to(self, builder: Builder) -> Iterator[None]:
+        with self._lock:
+            if self._users == 0:
+                self._previous = ir.set_value_magic_handler(self)
+            self._users += 1
+        outer = getattr(self._recording, "builder", None)
+        self._recording.builder = builder
+        try:
+            yield
+        finally:
+            self._recording.builder = outer
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    ir.set_value_magic_handler(self._previous)
+                    self._previous = None
+
+    def _handler(self) -> Any:
+        builder = getattr(self._recording, "builder", None)
+        if builder is not None:
+            return builder
+        if self._previous is None:
+            raise ValueError("arithmetic on values outside of a transform: no graph is being built")
+        return self._previous
+
+    def Add(self, a: Any, b: Any) -> Any:
+        return self._handler().Add(a, b)
+
+    def Sub(self, a: Any, b: Any) -> Any:
+        return self._handler().Sub(a, b)
+
+    def Mul(self, a: Any, b: Any) -> Any:
+        return self._handler().Mul(a, b)
+
+    def Div(self, a: Any, b: Any) -> Any:
+        return self._handler().Div(a, b)
+
+    def Neg(self, a: Any) -> Any:
+        return self._handler().Neg(a)
+
+
+_dispatch = _ArithmeticDispatch()
+
+
+def recording(builder: Builder) -> contextlib.AbstractContextManager[None]:
+    """Inside, `+ - * /` on values of the calling thread build nodes with `builder`."""
+    return _dispatch.to(builder)

@@ -1,0 +1,146 @@
+"""One tensor's gradient against finite differences along a few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from onnx_grad.checking.directions import Direction, length_scale
+from onnx_grad.checking.evaluators import Evaluator
+from onnx_grad.checking.finite_differences import SWEEPS, Derivative, differentiate
+from onnx_grad.checking.report import Probe, TensorReport
+from onnx_grad.checking.tolerances import NEGLIGIBLE_GRADIENT, Tolerance
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class WeightedOutputs:
+    """The outputs of a model, weighted with cotangents, as a function of one tensor.
+
+    Attributes:
+        evaluator: Evaluates the model.
+        feeds: Its inputs at the point.
+        name: The tensor.
+        cotangents: Weights by graph output.
+    """
+
+    evaluator: Evaluator
+    feeds: Mapping[str, Any]
+    name: str
+    cotangents: Mapping[str, Array]
+
+    def __call__(self, tensor: Array) -> Array:
+        """Every element of every output times its cotangent; empty where an output changed its shape."""
+        outputs = self.evaluator({**self.feeds, self.name: tensor})
+        pairs = [(outputs[name], weight) for name, weight in self.cotangents.items()]
+        if any(output.shape != weight.shape for output, weight in pairs):
+            return np.empty(0)
+        return np.concatenate([(output * weight).ravel() for output, weight in pairs])
+
+
+def check_tensor(
+    function: WeightedOutputs,
+    gradient: Array,
+    lines: Iterable[Direction],
+    tolerance: Tolerance,
+    *,
+    dtype: str,
+    rtol: float | None,
+    atol: float | None,
+    advance: Callable[[str], None],
+) -> TensorReport:
+    """Compare `gradient` with finite differences of `function` along `lines`.
+
+    Args:
+        function: The model as a function of the tensor.
+        gradient: The gradient to be checked, of the tensor's shape.
+        lines: Where to compare.
+        tolerance: For the precision of the two derivatives.
+        dtype: The tensor's type in the model, for the report.
+        rtol: Overrides the relative tolerance.
+        atol: Overrides the absolute tolerance.
+        advance: Called after each line with the tensor's name.
+    """
+    point = function.feeds[function.name]
+    at_zero = function(point)
+    size, length = float(np.linalg.norm(at_zero)), float(np.linalg.norm(gradient))
+    comparable = max(length, NEGLIGIBLE_GRADIENT * size / length_scale(point)) or 1.0
+    probes: list[Probe] = []
+    coordinates = 0
+    curve: tuple[tuple[float, float], ...] = ()
+    for line in lines:
+        absolute = tolerance.scaled * length + tolerance.floor * size / line.scale
+        probe, derivative = _probe(
+            function,
+            point,
+            at_zero,
+            gradient,
+            line,
+            relative=tolerance.relative if rtol is None else rtol,
+            absolute=absolute if atol is None else atol,
+        )
+        probes.append(probe)
+        coordinates += line.is_coordinate
+        if line.full:
+            curve = _curve(derivative, probe.gradient * line.scale, comparable * line.scale)
+        advance(function.name)
+    compared = [probe for probe in probes if probe.compared]
+    worst = max(compared, key=lambda probe: probe.excess, default=None)
+    distance = max((probe.distance for probe in compared), default=0.0)
+    return TensorReport(
+        name=function.name,
+        shape=point.shape,
+        dtype=dtype,
+        coordinates=coordinates,
+        directions=len(probes) - coordinates,
+        max_abs_error=distance,
+        max_rel_error=distance / comparable,
+        worst=worst,
+        exceptions=tuple(probe for probe in probes if not probe.compared),
+        failures=tuple(probe for probe in probes if not probe.passed),
+        curve=curve,
+    )
+
+
+def _probe(
+    function: WeightedOutputs,
+    point: Array,
+    at_zero: Array,
+    gradient: Array,
+    line: Direction,
+    *,
+    relative: float,
+    absolute: float,
+) -> tuple[Probe, Derivative]:
+    """Compare along one line. Differences are taken over relative steps and scaled back."""
+    claimed = line.derivative(gradient)
+    displacement = line.scale * line.vector
+    derivative = differentiate(
+        lambda step: function(np.asarray(point + step * displacement)),
+        at_zero,
+        SWEEPS[function.evaluator.precision],
+        lambda value: relative * abs(value) + absolute * line.scale,
+        full=line.full,
+    )
+    best = derivative.best
+    difference = best.value / line.scale
+    probe = Probe(
+        where=line.label,
+        gradient=claimed,
+        difference=difference,
+        error=best.error / line.scale,
+        tolerance=relative * max(abs(claimed), abs(difference)) + absolute,
+        point=derivative.point,
+        left=derivative.left.value / line.scale,
+        right=derivative.right.value / line.scale,
+    )
+    return probe, derivative
+
+
+def _curve(derivative: Derivative, claimed: float, comparable: float) -> tuple[tuple[float, float], ...]:
+    """The relative error of the central difference at each step, the gradient taken as exact."""
+    return tuple((step, abs(value - claimed) / comparable) for step, value in derivative.curve)

@@ -1,0 +1,58 @@
+"""What goes wrong, by kind. Every message says what happened, where, why and what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class OnnxGradError(Exception):
+    """Base of every error that onnx_grad raises for a bad model, request or input."""
+
+
+class ModelError(OnnxGradError):
+    """The input model is damaged, inconsistent or incomplete."""
+
+
+class UnknownNameError(OnnxGradError):
+    """A name in `wrt`, `of` or `stop` is not a tensor of the model."""
+
+    @classmethod
+    def near(cls, role: str, name: str, known: Iterable[str]) -> UnknownNameError:
+        """Build the error for `name`, listing the closest of the `known` names."""
+        known = list(known)
+        close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+        if close:
+            hint = "Did you mean " + ", ".join(f"'{c}'" for c in close) + "?"
+        else:
+            shown = ", ".join(f"'{k}'" for k in known[:8])
+            hint = f"The model has {len(known)} tensors, among them {shown}."
+        return cls(f"{role}: the model has no tensor named '{name}'. {hint}")
+
+
+class NotDifferentiableError(OnnxGradError):
+    """A tensor in `wrt` or `of` has a type that has no derivative, such as integers."""
+
+
+class UnsupportedOpError(OnnxGradError):
+    """Operators on the way from `wrt` to `of` that cannot be differentiated, all of them at once."""
+
+
+class RuleError(OnnxGradError):
+    """A gradient rule broke its contract: its result does not match the node it differentiates."""
+
+
+class InputError(OnnxGradError):
+    """An array given at run time has the wrong name, shape or dtype."""
+
+
+class RuntimeUnavailableError(OnnxGradError):
+    """ONNX Runtime, or the execution provider that was asked for, is not there."""
+
+
+class OutputError(OnnxGradError):
+    """The result cannot be written where it was asked to go."""
+
+
+class NoPathWarning(UserWarning):
+    """No differentiable path leads from a tensor in `wrt` to any in `of`: its gradient is zeros."""

@@ -1,0 +1,121 @@
+"""What is known of a value while transforming: its type, its dimensions, its constant content.
+
+Every question has an answer for values of unknown rank or type, so that no rule needs a static shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_grad.errors import ModelError
+
+Dimension = int | ir.SymbolicDim
+
+FLOAT_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+
+
+def operand(node: ir.Node, index: int) -> ir.Value:
+    """Input `index` of `node`, which the operator requires."""
+    value = optional_operand(node, index)
+    if value is None:
+        raise ModelError(f"{node.op_type} node '{node.name}' lacks its required input {index}")
+    return value
+
+
+def optional_operand(node: ir.Node, index: int) -> ir.Value | None:
+    """Input `index` of `node`, or `None` where it is left out."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def may_be_float(value: ir.Value) -> bool:
+    """Whether derivatives can flow through `value`: it is of a float type, or its type is unknown."""
+    return value.dtype is None or value.dtype in FLOAT_TYPES
+
+
+def dimensions(value: ir.Value) -> tuple[Dimension, ...] | None:
+    """The dimensions of `value`, integers and symbols, or `None` when not even the rank is known."""
+    return None if value.shape is None else value.shape.dims
+
+
+def rank(value: ir.Value) -> int | None:
+    """The rank of `value`, or `None` when it is unknown."""
+    return None if value.shape is None else len(value.shape)
+
+
+def static_shape(value: ir.Value) -> tuple[int, ...] | None:
+    """The shape of `value` when every dimension is a known integer, else `None`."""
+    dims = dimensions(value)
+    if dims is None:
+        return None
+    integers = tuple(d for d in dims if isinstance(d, int))
+    return integers if len(integers) == len(dims) else None
+
+
+def same_dimension(a: Dimension, b: Dimension) -> bool:
+    """Whether two dimensions are certainly equal: the same integer, or the same named symbol."""
+    if isinstance(a, int) or isinstance(b, int):
+        return isinstance(a, int) and isinstance(b, int) and a == b
+    return a.value is not None and a.value == b.value
+
+
+def same_shape(a: ir.Value, b: ir.Value) -> bool:
+    """Whether two values certainly have the same shape, symbols included."""
+    dims_a, dims_b = dimensions(a), dimensions(b)
+    if dims_a is None or dims_b is None or len(dims_a) != len(dims_b):
+        return False
+    return all(same_dimension(p, q) for p, q in zip(dims_a, dims_b, strict=True))
+
+
+def constant(value: ir.Value | None) -> npt.NDArray[np.generic] | None:
+    """The content of `value` when it can never change: an initializer or a `Constant` node's output.
+
+    An initializer that is also a graph input can be overridden at run time and counts as unknown.
+    """
+    if value is None or value.is_graph_input():
+        return None
+    if value.const_value is not None:
+        return value.const_value.numpy()
+    producer = value.producer()
+    if producer is None or producer.op_type != "Constant" or producer.domain != "":
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def constant_integers(value: ir.Value | None) -> tuple[int, ...] | None:
+    """The content of a constant integer tensor as a flat tuple, or `None` when it is unknown."""
+    content = constant(value)
+    return None if content is None else tuple(int(v) for v in content.ravel())
+
+
+def captured_values(node: ir.Node) -> Iterator[ir.Value]:
+    """The values of enclosing graphs that the subgraphs of `node` read."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield from _outer_values(attribute.as_graph(), set())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            for graph in attribute.as_graphs():
+                yield from _outer_values(graph, set())
+
+
+def _outer_values(graph: ir.Graph, enclosing: set[ir.Value]) -> Iterator[ir.Value]:
+    own = enclosing | set(graph.inputs) | set(graph.initializers.values())
+    for node in graph:
+        for value in (*node.inputs, *_nested_outer_values(node, own)):
+            if value is not None and value not in own:
+                yield value
+        own.update(node.outputs)
+    yield from (value for value in graph.outputs if value not in own)
+
+
+def _nested_outer_values(node: ir.Node, own: set[ir.Value]) -> Iterator[ir.Value]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield from _outer_values(attribute.as_graph(), own)
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            for graph in attribute.as_graphs():
+                yield from _outer_values(graph, own)

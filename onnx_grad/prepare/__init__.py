@@ -1,0 +1,75 @@
+"""From whatever was given to a forward graph that the rules can read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnx_grad.prepare.expand import expand_local_functions, expand_nodes
+from onnx_grad.prepare.infer import infer
+from onnx_grad.prepare.lift import lift
+from onnx_grad.prepare.load import Model, load
+from onnx_grad.prepare.validate import name_nodes, validate
+from onnx_grad.prepare.weights import LightModel, check_external
+
+# Since this IR version, an initializer that is an input too can be overridden, and need not be one.
+_FIRST_OVERRIDABLE = 4
+
+__all__ = ["Forward", "Model", "prepare"]
+
+
+@dataclass
+class Forward:
+    """A forward model at opset 18 or later, its functions expanded, its shapes and types inferred.
+
+    Attributes:
+        light: The model without its large weights.
+        model: The same as an `ir.Model` with all weights; a copy that may be changed.
+    """
+
+    light: LightModel
+    model: ir.Model
+
+    def expanded(self, node_names: Collection[str]) -> Forward:
+        """The same with the nodes of the given names replaced by their function bodies."""
+        self.light.proto = expand_nodes(self.light.proto, node_names)
+        return _forward(self.light)
+
+
+def prepare(model: Model) -> Forward:
+    """Load, validate, lift and infer `model`, which itself is not changed.
+
+    Raises:
+        ModelError: What is wrong with the model, and where.
+    """
+    light = load(model)
+    validate(light.proto)
+    light.proto = lift(expand_local_functions(light.proto))
+    light.adopt()
+    return _forward(light)
+
+
+def _forward(light: LightModel) -> Forward:
+    light.proto = infer(light.proto)
+    name_nodes(light.proto.graph)
+    model = ir.from_proto(light.proto)
+    for graph in model.graphs():
+        if graph is not model.graph:
+            check_external(graph.initializers.tensors(), light.base_dir)
+    light.attach(model)
+    if model.ir_version < _FIRST_OVERRIDABLE:
+        _make_constant(model.graph)
+    return Forward(light, model)
+
+
+def _make_constant(graph: ir.Graph) -> None:
+    """Take the initializers out of the inputs, where an old file had to list them.
+
+    ONNX Runtime takes them for constants in such a file; in a newer one, which the result is, it would take
+    them for inputs with a default, and forgo what it does with constant weights.
+    """
+    inputs = [value for value in graph.inputs if not value.is_initializer()]
+    graph.inputs.clear()
+    graph.inputs.extend(inputs)

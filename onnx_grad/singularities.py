@@ -1,0 +1,185 @@
+"""Where in a forward graph derivatives can be infinite, and where elements can go unused.
+
+Both are questions about the neighbourhood of a value, answered by a walk along the graph through operators
+that treat elements separately, move them or sum them. A walk ends at operators that mix elements, such as
+`MatMul`: a NaN spreads through those in any case.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_grad import known, signs
+from onnx_grad.builder import Builder
+
+# A derivative is infinite at the edge of the domain, or next to it.
+_SINGULAR = frozenset("Sqrt Log Reciprocal Pow Div Asin Acos Acosh Atanh ReduceLogSum".split())
+
+# The result overflows, and is a factor of the derivative.
+_OVERFLOWING = frozenset("Exp Sinh Cosh".split())
+
+# The result is NaN where every operand of a row is masked with −∞.
+_NORMALIZING = frozenset("Softmax LogSoftmax".split())
+
+# Some elements of an operand do not matter for the result.
+_SELECTING = frozenset(
+    "Clip Compress Gather GatherElements GatherND HardSigmoid HardSwish Max MaxPool Min PRelu ReduceMax "
+    "ReduceMin Relu ScatterElements ScatterND Shrink Slice ThresholdedRelu TopK Where".split()
+)
+
+# Each element of the result depends on many elements.
+_MIXING = _NORMALIZING | frozenset(
+    "Attention Conv ConvTranspose DFT Einsum GRU Gemm GroupNormalization InstanceNormalization LRN LSTM "
+    "LayerNormalization MatMul MeanVarianceNormalization RMSNormalization RNN".split()
+)
+
+# The cotangents that the rule gives have the shape of the result, and a factor that may not be finite.
+_ELEMENTWISE = (_SINGULAR | _OVERFLOWING | _NORMALIZING) - {"ReduceLogSum"} | frozenset(
+    "Abs Asinh Atan Cos Elu Erf Gelu LeakyRelu Mish Mod Mul Sigmoid Sin Softplus Softsign Swish Tan "
+    "Tanh".split()
+)
+
+Neighbours = Callable[[ir.Value], Iterable[ir.Node]]
+Target = Callable[[ir.Node], bool]
+Further = Callable[[ir.Node], Iterable[ir.Value]]
+
+
+def leads_to_singularity(op: Builder, value: ir.Value) -> bool:
+    """Whether the cotangent of `value` may be infinite at some elements and not at others."""
+    return _neighbourhood(op).leads_to(value, _is_singular)
+
+
+def may_be_unused_at_singularity(op: Builder, node: ir.Node) -> bool:
+    """Whether the derivative of `node` may be infinite or NaN at an element that is not used further on."""
+    if node.op_type not in _ELEMENTWISE or node.domain != "":
+        return False
+    around = _neighbourhood(op)
+    return around.is_exposed(node) and around.leads_to(node.outputs[0], _selects)
+
+
+class _Neighbourhood:
+    """Walks along one forward graph, remembering what they found: all together take linear time."""
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[object, ir.Value], bool] = {}
+
+    def leads_to(self, value: ir.Value, target: Target) -> bool:
+        """Whether the forward graph leads from `value` to a node that is a `target`."""
+        return self._walk((_forward_uses, target), value, _forward_uses, target, _float_outputs)
+
+    def is_exposed(self, node: ir.Node) -> bool:
+        """Whether the derivative of `node` may be infinite or NaN."""
+        return self._breeds(node) or any(self._may_be_infinite(value) for value in _float_inputs(node))
+
+    def _breeds(self, node: ir.Node) -> bool:
+        """Whether `node` may give infinities or NaN from finite operands, or have such a derivative."""
+        if node.op_type in _NORMALIZING:
+            return self._walk(_is_where, node.inputs[0], _producer, _is_where, _float_inputs)
+        return node.op_type in _OVERFLOWING or _is_singular(node)
+
+    def _may_be_infinite(self, value: ir.Value) -> bool:
+        """Whether `value` may hold infinities or NaN that no operator before it selected out."""
+        return self._walk(_producer, value, _producer, self._breeds, _unselected_inputs)
+
+    def _walk(
+        self, question: object, start: ir.Value | None, nodes: Neighbours, target: Target, further: Further
+    ) -> bool:
+        if start is None:
+            return False
+        seen, pending, found = {start}, [start], False
+        while pending and not found:
+            value = pending.pop()
+            remembered = self._memory.get((question, value))
+            if remembered is None:
+                found = any(map(target, nodes(value)))
+                reached = (v for n in nodes(value) if n.op_type not in _MIXING for v in further(n))
+                pending.extend(new := set(reached) - seen)
+                seen |= new
+            else:
+                found = remembered
+        self._memory.update({(question, value): found for value in ((start,) if found else seen)})
+        return found
+
+
+_neighbourhoods: weakref.WeakKeyDictionary[Builder, _Neighbourhood] = weakref.WeakKeyDictionary()
+
+
+def _neighbourhood(op: Builder) -> _Neighbourhood:
+    """What is remembered of the graph that `op` extends, which does not change while it does."""
+    return _neighbourhoods.setdefault(op, _Neighbourhood())
+
+
+def _forward_uses(value: ir.Value) -> list[ir.Node]:
+    """The nodes that read `value`, without the backward nodes, which are in no graph yet."""
+    return [node for node in value.consumers() if node.graph is not None]
+
+
+def _producer(value: ir.Value) -> list[ir.Node]:
+    node = value.producer()
+    return [] if node is None else [node]
+
+
+def _float_outputs(node: ir.Node) -> list[ir.Value]:
+    return [output for output in node.outputs if known.may_be_float(output)]
+
+
+def _float_inputs(node: ir.Node) -> list[ir.Value]:
+    return [value for value in node.inputs if value is not None and known.may_be_float(value)]
+
+
+def _unselected_inputs(node: ir.Node) -> list[ir.Value]:
+    return [] if node.op_type in _SELECTING else _float_inputs(node)
+
+
+def _is_where(node: ir.Node) -> bool:
+    return node.op_type == "Where"
+
+
+def _is_singular(node: ir.Node) -> bool:
+    """Whether a derivative of `node` may be infinite at a point of its domain."""
+    if _is_foreign(node):
+        return True
+    if node.op_type == "Div":
+        return not _is_never_zero(node.inputs[1])
+    if node.op_type == "Pow":
+        return not (_is_whole_number(node.inputs[1]) or signs.is_positive(node.inputs[0]))
+    if node.op_type in ("Sqrt", "Log", "Reciprocal"):
+        return not signs.is_positive(node.inputs[0])
+    return node.op_type in _SINGULAR
+
+
+def _selects(node: ir.Node) -> bool:
+    """Whether some elements of an operand of `node` may not matter: a selection, or a product with a mask."""
+    if _is_foreign(node) or node.op_type in _SELECTING:
+        return True
+    return node.op_type == "Mul" and any(map(_is_mask, node.inputs))
+
+
+def _is_foreign(node: ir.Node) -> bool:
+    """Whether nothing is known of what `node` does with its operands."""
+    graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return node.domain != "" or any(attribute.type in graphs for attribute in node.attributes.values())
+
+
+def _is_mask(value: ir.Value | None) -> bool:
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type != "Cast" or node.inputs[0] is None:
+        return False
+    return node.inputs[0].dtype == ir.DataType.BOOL
+
+
+def _is_never_zero(divisor: ir.Value | None) -> bool:
+    content = signs.small_constant(divisor)
+    return signs.is_positive(divisor) if content is None else bool(np.all(content != 0))
+
+
+def _is_whole_number(exponent: ir.Value | None) -> bool:
+    content = signs.small_constant(exponent)
+    if content is None:
+        return False
+    numbers = np.asarray(content, dtype=np.float64)
+    return bool(np.all((numbers >= 0) & (numbers == np.floor(numbers))))

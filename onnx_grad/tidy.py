@@ -1,0 +1,125 @@
+"""From recorded backward nodes to a finished model: dead code, places, outputs, shapes, metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+import onnx_ir as ir
+
+from onnx_grad.builder import METADATA_PREFIX, Builder
+from onnx_grad.prepare.infer import infer
+from onnx_grad.prepare.weights import LightModel, lighten_ir
+
+# Node metadata needs IR version 10, which ONNX Runtime reads since 1.18.
+_OLDEST_IR_VERSION = 10
+
+
+def live_nodes(nodes: Iterable[ir.Node], outputs: Iterable[ir.Value]) -> list[ir.Node]:
+    """Those of `nodes`, in topological order, that `outputs` depend on."""
+    needed = set(outputs)
+    live = []
+    for node in reversed(list(nodes)):
+        if not needed.isdisjoint(node.outputs):
+            needed.update(value for value in node.inputs if value is not None)
+            live.append(node)
+    live.reverse()
+    return live
+
+
+@dataclass(frozen=True)
+class Output:
+    """A graph output to be: `value`, given out as `name`, of the shape and type of `like`."""
+
+    name: str
+    value: ir.Value
+    like: ir.Value
+
+
+def insert(graph: ir.Graph, op: Builder, outputs: Sequence[Output]) -> None:
+    """Put what `op` recorded into `graph`, as far as `outputs` need it, and add them as graph outputs.
+
+    A `Shape` of a forward value stands next to where that value is produced, so that the value itself need
+    not live until the backward pass.
+
+    Args:
+        graph: The forward graph.
+        op: The builder that recorded the backward nodes.
+        outputs: The values to give out.
+    """
+    given = _distinct_outputs(op, outputs)
+    live = live_nodes(op.nodes, given)
+    _detach(set(op.nodes).difference(live))
+    for value in op.initializers:
+        if value.uses():
+            graph.register_initializer(value)
+    first = next(iter(graph), None)
+    recorded = set(live)
+    for node in live:
+        _place(graph, node, recorded, first)
+    graph.outputs.extend(given)
+
+
+def _detach(dead: Iterable[ir.Node]) -> None:
+    """Let go of what dead nodes read, so that nothing counts them as users."""
+    for node in dead:
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)
+
+
+def _place(graph: ir.Graph, node: ir.Node, recorded: set[ir.Node], first: ir.Node | None) -> None:
+    """Backward nodes follow the graph, in order; the `Shape` of a forward value follows its producer."""
+    operand = node.inputs[0] if node.op_type == "Shape" else None
+    producer = None if operand is None else operand.producer()
+    if operand is None or producer in recorded:
+        graph.append(node)
+    elif producer is not None:
+        graph.insert_after(producer, node)
+    elif first is not None:
+        graph.insert_before(first, node)
+    else:
+        graph.append(node)
+
+
+def _distinct_outputs(op: Builder, outputs: Sequence[Output]) -> list[ir.Value]:
+    """The values under their names; one that cannot be renamed is handed through an `Identity`."""
+    recorded = set(op.nodes)
+    given: dict[ir.Value, None] = {}
+    for output in outputs:
+        result = output.value
+        if result.producer() not in recorded or result in given:
+            with op.serving(str(output.like.name)):
+                result = op.node("Identity", output.value, shared=False)
+        result.name = output.name
+        result.shape, result.type = output.like.shape, output.like.type
+        given[result] = None
+    return list(given)
+
+
+def finish(model: ir.Model, metadata: Mapping[str, Mapping[str, str]]) -> LightModel:
+    """Infer the shapes of what was added and annotate the model.
+
+    Args:
+        model: The model with its backward nodes; its new values get their shapes and types.
+        metadata: What to note in the model, by key.
+
+    Returns:
+        The finished model without its large weights.
+    """
+    model.ir_version = max(model.ir_version, _OLDEST_IR_VERSION)
+    for key, mapping in metadata.items():
+        model.metadata_props[METADATA_PREFIX + key] = json.dumps(mapping)
+    light = lighten_ir(model)
+    light.proto = infer(light.proto)
+    return light
+
+
+def annotate(model: ir.Model, proto: onnx.ModelProto) -> None:
+    """Copy the shapes and types of `proto` to the values of `model` that have none."""
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    for info in (*proto.graph.value_info, *proto.graph.output):
+        value = values.get(info.name)
+        if value is not None and (value.shape is None or value.dtype is None):
+            ir.serde.deserialize_value_info_proto(info, value)

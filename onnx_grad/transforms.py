@@ -1,0 +1,303 @@
+"""The transforms: a few lines each over one path, load → prepare → differentiate → tidy."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import overload
+
+import onnx
+import onnx_ir as ir
+
+import onnx_grad.rules  # noqa: F401  (fills the table)
+from onnx_grad import known, tidy
+from onnx_grad.backward import Cotangents, pull_back
+from onnx_grad.builder import Builder
+from onnx_grad.errors import NoPathWarning, NotDifferentiableError, UnsupportedOpError
+from onnx_grad.path import Path
+from onnx_grad.prepare import Forward, Model, prepare
+from onnx_grad.prepare.lift import OLDEST_OPSET
+from onnx_grad.prepare.weights import heavy
+from onnx_grad.registry import State
+from onnx_grad.saving import check_target, save
+from onnx_grad.selection import Names, Selection, select
+
+Seed = Callable[[Builder, ir.Graph, ir.Value], ir.Value]
+PathLike = str | os.PathLike[str]
+
+
+@overload
+def vjp(
+    model: ir.Model,
+    wrt: Names = None,
+    of: Names = None,
+    *,
+    stop: Names = (),
+    save_as: PathLike | None = None,
+) -> ir.Model: ...
+@overload
+def vjp(
+    model: PathLike | onnx.ModelProto,
+    wrt: Names = None,
+    of: Names = None,
+    *,
+    stop: Names = (),
+    save_as: PathLike | None = None,
+) -> onnx.ModelProto: ...
+def vjp(
+    model: Model,
+    wrt: Names = None,
+    of: Names = None,
+    *,
+    stop: Names = (),
+    save_as: PathLike | None = None,
+) -> onnx.ModelProto | ir.Model:
+    """The vector-Jacobian product: dx = Σ over y in `of` of (∂y/∂x)ᵀ · dy.
+
+    Args:
+        model: A path, an `onnx.ModelProto` or an `onnx_ir.Model`; it is not changed.
+        wrt: Names of graph inputs, initializers or intermediate tensors. `None` means every float input
+            without a default value, `"parameters"` every float initializer that is a weight.
+        of: Names of outputs or intermediate tensors; `None` means every float output.
+        stop: Names of tensors that count as constants: no gradient flows through them.
+        save_as: Where to write the result as well. Its external weights are shared with the original's.
+
+    Returns:
+        A model of the kind that was given (a `ModelProto` for a path) with all inputs of `model`, then one
+        cotangent input `<y>_grad` for each `y` in `of`, of the shape and dtype of `y`; and all outputs of
+        `model`, then one output `<x>_grad` for each `x` in `wrt`, of the shape and dtype of `x`. A name that
+        is taken gets a numeric suffix; the model's metadata `pkg.onnx_grad.gradients` and
+        `pkg.onnx_grad.cotangents` hold the names as JSON.
+
+    Raises:
+        ModelError: The model is damaged or inconsistent.
+        UnknownNameError: A name is not a tensor of the model.
+        NotDifferentiableError: A named tensor is not of a float type.
+        UnsupportedOpError: Operators on the way have no derivative here; all of them are named.
+        OutputError: `save_as` cannot be written.
+
+    Warns:
+        NoPathWarning: No path leads from some `x` to `of`; its gradient is zeros.
+    """
+    return _transform(model, wrt, of, stop, save_as, _cotangent_input)
+
+
+@overload
+def grad(
+    model: ir.Model,
+    wrt: Names = None,
+    of: Names = None,
+    *,
+    stop: Names = (),
+    save_as: PathLike | None = None,
+) -> ir.Model: ...
+@overload
+def grad(
+    model: PathLike | onnx.ModelProto,
+    wrt: Names = None,
+    of: Names = None,
+    *,
+    stop: Names = (),
+    save_as: PathLike | None = None,
+) -> onnx.ModelProto: ...
+def grad(
+    model: Model,
+    wrt: Names = None,
+    of: Names = None,
+    *,
+    stop: Names = (),
+    save_as: PathLike | None = None,
+) -> onnx.ModelProto | ir.Model:
+    """The gradient of a scalar: dx = ∂y/∂x for one `y` with a single element, of any rank.
+
+    Args:
+        model: As for `vjp`.
+        wrt: As for `vjp`.
+        of: The name of one output or intermediate tensor with one element; `None` where the model has only
+            one float output.
+        stop: As for `vjp`.
+        save_as: As for `vjp`.
+
+    Returns:
+        The same as `vjp`, without cotangent inputs.
+
+    Raises:
+        NotDifferentiableError: `of` is not one tensor with one element. Where its shape is not known before
+            the model runs, running the result fails instead.
+        OnnxGradError: As for `vjp`.
+    """
+    return _transform(model, wrt, of, stop, save_as, _one)
+
+
+def _transform(
+    model: Model, wrt: Names, of: Names, stop: Names, save_as: PathLike | None, seed: Seed
+) -> onnx.ModelProto | ir.Model:
+    if save_as is not None:
+        check_target(save_as)
+    with _garbage_collector_paused():
+        return _transformed(model, wrt, of, stop, save_as, seed)
+
+
+@contextlib.contextmanager
+def _garbage_collector_paused() -> Iterator[None]:
+    """A transform makes many objects that all stay: looking for garbage among them takes a quarter longer."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _transformed(
+    model: Model, wrt: Names, of: Names, stop: Names, save_as: PathLike | None, seed: Seed
+) -> onnx.ModelProto | ir.Model:
+    forward = prepare(model)
+    forward, selection, path = trace(forward, wrt, of, stop)
+    if seed is _one:
+        _check_scalar(selection)
+    metadata = _differentiate(forward.model, selection, path, seed)
+    light = tidy.finish(forward.model, metadata)
+    if isinstance(model, ir.Model) or save_as is not None:
+        tidy.annotate(forward.model, light.proto)
+    if save_as is not None:
+        save(forward.model, save_as)
+    return forward.model if isinstance(model, ir.Model) else heavy(light)
+
+
+def trace(forward: Forward, wrt: Names, of: Names, stop: Names) -> tuple[Forward, Selection, Path]:
+    """Find the path from `wrt` to `of`, expanding the operators on it that have no rule of their own.
+
+    Raises:
+        UnsupportedOpError: Nodes on the path cannot be differentiated.
+    """
+    forward, selection, path, _ = expand_path(forward, wrt, of, stop)
+    blocked = path.blocked()
+    if blocked:
+        lines = [f"  node '{step.node.name}' ({step.node.op_type}): {reason}" for step, reason in blocked]
+        raise UnsupportedOpError(
+            f"{len(blocked)} node(s) between wrt and of cannot be differentiated:\n" + "\n".join(lines)
+        )
+    return forward, selection, path
+
+
+def expand_path(
+    forward: Forward, wrt: Names, of: Names, stop: Names
+) -> tuple[Forward, Selection, Path, set[str]]:
+    """The path from `wrt` to `of` with all its functions expanded, and the operators that were.
+
+    Nodes on the path may still be blocked.
+    """
+    expanded: set[str] = set()
+    while True:
+        graph = forward.model.graph
+        selection = select(graph, wrt, of, stop)
+        path = Path(graph, selection.wrt, selection.of, selection.stop)
+        nodes = [s.node for s in path.steps if s.entry.state is State.EXPANDED]
+        if not nodes:
+            return forward, selection, path, expanded
+        expanded.update(node.op_type for node in nodes)
+        forward = forward.expanded({str(node.name) for node in nodes})
+
+
+def _differentiate(
+    model: ir.Model, selection: Selection, path: Path, seed: Seed
+) -> dict[str, dict[str, str]]:
+    """Append the backward pass to `model`; returns the names of the new inputs and outputs."""
+    graph = model.graph
+    op = Builder(graph.opset_imports.setdefault("", OLDEST_OPSET), _taken_names(graph))
+    seeds = {y: seed(op, graph, y) for y in selection.of}
+    cotangents = pull_back(op, path, seeds)
+    gradients = {x: _gradient(op, cotangents, x) for x in _requested(selection, path)}
+    names = {x: op.unique_name(f"{x.name}_grad") for x in gradients}
+    outputs = [tidy.Output(names[x], dx, like=x) for x, dx in gradients.items()]
+    tidy.insert(graph, op, outputs)
+    return {
+        "gradients": {str(x.name): name for x, name in names.items()},
+        "cotangents": {str(y.name): str(dy.name) for y, dy in seeds.items() if dy.is_graph_input()},
+    }
+
+
+def _requested(selection: Selection, path: Path) -> list[ir.Value]:
+    """The values in `wrt`; of a model's parameters, those that matter for `of`."""
+    if not selection.optional:
+        return selection.wrt
+    parameters = [x for x in selection.wrt if path.reaches(x)]
+    if not parameters:
+        raise NotDifferentiableError(
+            "wrt: no parameter of the model has a differentiable path to of; name other tensors"
+        )
+    return parameters
+
+
+def _gradient(op: Builder, cotangents: Cotangents, x: ir.Value) -> ir.Value:
+    """What arrived at `x`: zeros, with a warning, where nothing did."""
+    dx = cotangents.get(x)
+    if dx is None:
+        warnings.warn(
+            f"no differentiable path leads from '{x.name}' to of: its gradient is zeros",
+            NoPathWarning,
+            stacklevel=_callers_level(),
+        )
+        with op.serving(str(x.name)):
+            dx = op.zeros_like(x)
+    return dx
+
+
+def _callers_level() -> int:
+    """How far up the stack the caller of the library is, seen from whoever asks."""
+    level, frame = 0, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("onnx_grad"):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _cotangent_input(op: Builder, graph: ir.Graph, y: ir.Value) -> ir.Value:
+    """A new graph input `<y>_grad` of the shape and dtype of `y`."""
+    if y.dtype is None:
+        raise NotDifferentiableError(
+            f"of: the type of '{y.name}' is unknown, so it cannot have a cotangent input; "
+            "declare the type in the model's value_info"
+        )
+    name = op.unique_name(f"{y.name}_grad")
+    dy = ir.Value(name=name, shape=y.shape, type=ir.TensorType(y.dtype))
+    graph.inputs.append(dy)
+    return dy
+
+
+def _one(op: Builder, graph: ir.Graph, y: ir.Value) -> ir.Value:
+    """The cotangent of a scalar: a one of its shape. Running fails where `y` has more elements."""
+    del graph
+    with op.serving(str(y.name)):
+        return op.reshape_like(op.scalar_like(1.0, y), y)
+
+
+def _check_scalar(selection: Selection) -> None:
+    if len(selection.of) != 1:
+        names = ", ".join(f"'{y.name}'" for y in selection.of)
+        raise NotDifferentiableError(
+            f"of: grad differentiates one scalar, but there are {len(selection.of)}: {names}; "
+            "name one, or use vjp"
+        )
+    (y,) = selection.of
+    if any(isinstance(d, int) and d != 1 for d in known.dimensions(y) or ()):
+        raise NotDifferentiableError(
+            f"of: grad differentiates a tensor with one element, but '{y.name}' has shape {y.shape}; "
+            "name a scalar, or use vjp and give a cotangent"
+        )
+
+
+def _taken_names(graph: ir.Graph) -> set[str]:
+    """Every name of a value or node in the model, subgraphs included."""
+    taken = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+    for subgraph in graph.subgraphs():
+        taken.update(v.name for v in (*subgraph.inputs, *subgraph.initializers.values()))
+    for node in graph.all_nodes():
+        taken.add(node.name)
+        taken.update(value.name for value in node.outputs)
+    return {name for name in taken if name}

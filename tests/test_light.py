@@ -1,0 +1,134 @@
+"""The nine image networks of the `onnx` package, for their image and for all their weights.
+
+The shipped weights are all 0.02, which makes most gradients trivial, so the networks get random ones.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+import onnx_grad
+from models import light
+
+pytestmark = pytest.mark.slow
+
+RELATIVE_ERROR = (
+    2e-3  # of float32 through dozens of layers, with ReLU units that round to either side of zero
+)
+
+
+def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options)
+
+
+@pytest.fixture(scope="module", params=light.NAMES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return Case(request.param)
+
+
+class Case:
+    """A network with random weights, its gradients and what it was differentiated at."""
+
+    def __init__(self, name: str) -> None:
+        self.model = light.with_random_weights(light.load(name))
+        self.image = light.image_name(self.model)
+        self.logits = light.logits_name(self.model)
+        self.wrt = [self.image, *light.weight_names(self.model)]
+        self.transformed = onnx_grad.vjp(self.model, self.wrt, self.logits)
+        generator = np.random.default_rng(1)
+        shape = (1, 3, 224, 224)
+        self.inputs = {self.image: generator.standard_normal(shape, dtype=np.float32)}
+        self.cotangent = generator.standard_normal(1000, dtype=np.float32)
+
+    @property
+    def point(self) -> dict[str, np.ndarray]:
+        weights = {t.name: onnx.numpy_helper.to_array(t) for t in self.model.graph.initializer}
+        return {x: {**weights, **self.inputs}[x] for x in self.wrt}
+
+    @functools.cached_property
+    def gradients(self) -> dict[str, np.ndarray]:
+        gradient_session = session(self.transformed)
+        (seed,) = (i for i in gradient_session.get_inputs() if i.name == f"{self.logits}_grad")
+        cotangent = self.cotangent.reshape(seed.shape)
+        names = [f"{x}_grad" for x in self.wrt]
+        values = gradient_session.run(names, {**self.inputs, seed.name: cotangent})
+        return dict(zip(self.wrt, values, strict=True))
+
+    def objective(self, inputs: Mapping[str, np.ndarray]) -> float:
+        return float(self._forward.run([self.logits], inputs)[0].astype(np.float64).ravel() @ self.cotangent)
+
+    @functools.cached_property
+    def _forward(self) -> onnxruntime.InferenceSession:
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        model.ir_version = 8  # ONNX Runtime takes no weights as inputs in older files
+        if self.logits not in [output.name for output in model.graph.output]:
+            model.graph.output.append(onnx.ValueInfoProto(name=self.logits))
+        return session(model)
+
+
+def test_the_result_is_valid(case: Case) -> None:
+    onnx.checker.check_model(case.transformed, full_check=True)
+
+
+def test_gradients_equal_autograd(case: Case) -> None:
+    """As close to PyTorch's gradients in float64 as PyTorch's own in float32 are.
+
+    Both round ReLU units and maxima to either side, which moves some gradients by up to a percent.
+    """
+    networks = pytest.importorskip("tests.torch_networks", reason="compares with PyTorch's autograd")
+    exact = autograd(networks, case, networks.torch.float64)
+    rounded = autograd(networks, case, networks.torch.float32)
+    unavoidable = max(distance(rounded[x], exact[x]) for x in case.wrt)
+    for x in case.wrt:
+        assert case.gradients[x].shape == exact[x].shape
+        assert distance(case.gradients[x], exact[x]) <= 3 * unavoidable + 1e-4, x
+
+
+def distance(actual: np.ndarray, expected: np.ndarray) -> float:
+    """The relative distance of two gradients; zero for two that are zero."""
+    return float(np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-30))
+
+
+def autograd(networks: ModuleType, case: Case, dtype: Any) -> dict[str, np.ndarray]:
+    torch = networks.torch
+    point = {x: torch.tensor(value, dtype=dtype, requires_grad=True) for x, value in case.point.items()}
+    logits = networks.evaluate(case.model, point, case.logits)
+    cotangent = torch.tensor(case.cotangent, dtype=dtype).reshape(logits.shape)
+    gradients = torch.autograd.grad(logits, list(point.values()), cotangent)
+    return dict(zip(point, (gradient.numpy() for gradient in gradients), strict=True))
+
+
+def test_gradients_equal_finite_differences(case: Case) -> None:
+    """Along one direction in which every tensor moves by the same fraction of its gradient's share."""
+    generator = np.random.default_rng(2)
+    point = case.point
+    direction = {
+        x: np.sign(case.gradients[x])
+        * np.abs(generator.standard_normal(v.shape, dtype=np.float32))
+        * scale(v)
+        for x, v in point.items()
+    }
+    expected = sum(float((case.gradients[x].astype(np.float64) * d).sum()) for x, d in direction.items())
+    step = 1e-3
+
+    def along(t: float) -> float:
+        return case.objective({x: (v + np.float32(t) * direction[x]) for x, v in point.items()})
+
+    near, far = along(step) - along(-step), along(2 * step) - along(-2 * step)
+    assert (8 * near - far) / (12 * step) == pytest.approx(expected, rel=1e-2)
+
+
+def scale(values: np.ndarray) -> np.float32:
+    """The typical magnitude of a tensor, so that a step is a fraction of it; of a zero tensor, a little."""
+    return np.float32(max(np.sqrt(np.mean(np.square(values))), 1e-2)) / np.float32(np.sqrt(values.size))
