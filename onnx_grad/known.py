@@ -5,7 +5,7 @@ Every question has an answer for values of unknown rank or type, so that no rule
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 import numpy as np
 import numpy.typing as npt
@@ -92,30 +92,21 @@ def constant_integers(value: ir.Value | None) -> tuple[int, ...] | None:
     return None if content is None else tuple(int(v) for v in content.ravel())
 
 
-def captured_values(node: ir.Node) -> Iterator[ir.Value]:
-    """The values of enclosing graphs that the subgraphs of `node` read."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield from _outer_values(attribute.as_graph(), set())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            for graph in attribute.as_graphs():
-                yield from _outer_values(graph, set())
-
-
-def _outer_values(graph: ir.Graph, enclosing: set[ir.Value]) -> Iterator[ir.Value]:
-    own = enclosing | set(graph.inputs) | set(graph.initializers.values())
-    for node in graph:
-        for value in (*node.inputs, *_nested_outer_values(node, own)):
-            if value is not None and value not in own:
-                yield value
-        own.update(node.outputs)
-    yield from (value for value in graph.outputs if value not in own)
-
-
-def _nested_outer_values(node: ir.Node, own: set[ir.Value]) -> Iterator[ir.Value]:
+def captured_values(node: ir.Node, own: Set[ir.Value] = frozenset()) -> Iterator[ir.Value]:
+    """The values that the subgraphs of `node` read from outside, without those in `own`."""
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
             yield from _outer_values(attribute.as_graph(), own)
         elif attribute.type == ir.AttributeType.GRAPHS:
             for graph in attribute.as_graphs():
                 yield from _outer_values(graph, own)
+
+
+def _outer_values(graph: ir.Graph, enclosing: Set[ir.Value]) -> Iterator[ir.Value]:
+    own = {*enclosing, *graph.inputs, *graph.initializers.values()}
+    for node in graph:
+        for value in (*node.inputs, *captured_values(node, own)):
+            if value is not None and value not in own:
+                yield value
+        own.update(node.outputs)
+    yield from (value for value in graph.outputs if value not in own)

@@ -31,13 +31,13 @@ class Step:
 
     def blocked(self) -> str | None:
         """Why this node cannot be differentiated, or `None` when it can."""
-        if _subgraphs(self.node):
-            return (
-                f"'{self.node.op_type}' holds a subgraph, and subgraphs are not differentiated; "
-                "cut the flow with stop=[…] at a tensor before or after it"
-            )
         if self.entry.state is State.REFUSED:
             return self.entry.reason
+        if _subgraphs(self.node):
+            return (
+                "it holds a subgraph, and subgraphs are not differentiated; "
+                "cut the flow with stop=[…] at a tensor before or after it"
+            )
         if self.entry.refuses is not None:
             return self.entry.refuses(self.node)
         return None

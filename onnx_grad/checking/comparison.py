@@ -25,6 +25,7 @@ from onnx_grad.checking.evaluators import (
     choose_evaluator,
     relative_distance,
 )
+from onnx_grad.checking.finite_differences import BRIEF_SWEEPS, SWEEPS
 from onnx_grad.checking.probing import WeightedOutputs, check_tensor
 from onnx_grad.checking.progress import Progress, reporting
 from onnx_grad.checking.report import EvaluatorNote, TensorReport
@@ -33,6 +34,9 @@ from onnx_grad.checking.tolerances import FINITE_DIFFERENCES, OWN_PRECISION, Tol
 from onnx_grad.errors import InputError, ModelError
 
 Array: TypeAlias = np.ndarray[Any, Any]
+
+# From this part of the time limit on, fewer steps are taken.
+BRIEF_FROM = 0.25
 
 # Two evaluations of a model that is a function differ by less, relative to the largest element.
 REPEATABLE = 1e-4
@@ -90,7 +94,7 @@ class Check:
         """The report on every tensor in `wrt`, in that order."""
         reports: dict[str, TensorReport] = {}
         with reporting(progress, sum(map(self._number_of_lines, self.subject.wrt))) as advance:
-            for group, cut, feeds, evaluator in self._forward_models():
+            for group, cut, feeds, evaluator, brief in self._forward_models():
                 weights = {cut.outputs[name]: w for name, w in self.cotangents.items()}
                 for name in group:
                     if self.values[name].shape != self.gradients[name].shape:
@@ -105,6 +109,7 @@ class Check:
                         rtol=self.settings.rtol,
                         atol=self.settings.atol,
                         advance=advance,
+                        sweeps=BRIEF_SWEEPS if brief else None,
                     )
         return [reports[name] for name in self.subject.wrt]
 
@@ -161,21 +166,31 @@ class Check:
 
     def _forward_models(
         self,
-    ) -> Iterator[tuple[list[str], CutModel, dict[str, Any], Evaluator]]:
-        """For each group of tensors that can be perturbed in one model: that model and what evaluates it."""
-        settings = self.settings
+    ) -> Iterator[tuple[list[str], CutModel, dict[str, Any], Evaluator, bool]]:
+        """For each group of tensors that can be perturbed in one model: that model, its inputs, what evaluates it,
+        and whether to be brief, as that takes long.
+        """
         for group in independent_groups(self.subject.model, self.subject.wrt):
             at = (*group, *self.subject.stop)
             feeds = {**self.point, **{name: self.values[name] for name in at}}
-            evaluations = sum(
-                number_of_evaluations(
-                    self.values[name].size, settings.max_coordinates, settings.random_directions
-                )
-                for name in group
+            cut, choice = self._forward(at, self.subject.of, feeds, self._evaluations(group, brief=True))
+            thorough = self._evaluations(group, brief=False) * choice.seconds
+            brief = choice.evaluator.name == "reference-float64" and (
+                choice.evaluator.precision == "float64" and thorough > BRIEF_FROM * self.settings.time_limit
             )
-            cut, choice = self._forward(at, self.subject.of, feeds, evaluations)
-            self._note("model", choice)
-            yield group, cut, feeds, choice.evaluator
+            self._note(
+                "model", choice, f"at few steps: each evaluation took {choice.seconds:.2g} s" if brief else ""
+            )
+            yield group, cut, feeds, choice.evaluator, brief
+
+    def _evaluations(self, group: Sequence[str], *, brief: bool) -> int:
+        """About how often the model is going to be evaluated for the tensors in `group`."""
+        most = (BRIEF_SWEEPS if brief else SWEEPS["float64"])[0].evaluations
+        limit, count = self.settings.max_coordinates, self.settings.random_directions
+        return sum(
+            number_of_evaluations(self.values[name].size, limit, count, least=min(most, 12), most=most)
+            for name in group
+        )
 
     def _forward(
         self, at: Sequence[str], outputs: Sequence[str], feeds: Mapping[str, Any], evaluations: int = 1
@@ -193,11 +208,12 @@ class Check:
         )
         return cut, choice
 
-    def _note(self, role: str, choice: Choice) -> None:
+    def _note(self, role: str, choice: Choice, brevity: str = "") -> None:
         reason = choice.reason
         if role == "model" and self.subject.lifted:
             reason = "; ".join(filter(None, ("lifted to opset 18, as nothing runs older ones", reason)))
-        note = EvaluatorNote(role, choice.evaluator.name, choice.evaluator.precision, reason)
+        caveat = "; ".join(filter(None, (choice.caveat, brevity)))
+        note = EvaluatorNote(role, choice.evaluator.name, choice.evaluator.precision, reason, caveat)
         if note not in self.notes:
             self.notes.append(note)
 

@@ -86,8 +86,17 @@ def number_of_directions(gradient: Array, max_coordinates: int, count: int) -> i
     return along + (gradient.size if gradient.size <= max_coordinates else count)
 
 
-def number_of_evaluations(size: int, max_coordinates: int, count: int) -> int:
-    """About how often the model is evaluated for a tensor of `size` elements."""
+def number_of_evaluations(size: int, max_coordinates: int, count: int, least: int, most: int) -> int:
+    """About how often the model is evaluated for a tensor of `size` elements.
+
+    Args:
+        size: The number of elements.
+        max_coordinates: Up to how many elements every coordinate is checked.
+        count: How many random directions there are for a larger tensor.
+        least: Evaluations along a coordinate, where few steps tell.
+        most: Evaluations along the gradient, where all steps are taken, and along a direction that moves every
+            element, where a deep network has kinks in all but the smallest steps.
+    """
     if size == 0:
         return 0
-    return 26 + 12 * (size if size <= max_coordinates else count)
+    return most + (least * size if size <= max_coordinates else most * count)

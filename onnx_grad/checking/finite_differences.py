@@ -57,12 +57,24 @@ class Sweep:
         """All steps, from the largest."""
         return [self.first / self.ratio**i for i in range(self.count)]
 
+    @property
+    def evaluations(self) -> int:
+        """How often the function is evaluated for all steps."""
+        return 2 * self.count
+
 
 # Odd numbers, so that the steps do not fall in with the grid of a function that rounds.
 SWEEPS = {
-    "float64": Sweep(first=0.0937, ratio=3.83, count=13, least=4, rounding=2.0**-52),
-    "float32": Sweep(first=0.0937, ratio=1.93, count=11, least=4, rounding=2.0**-23),
+    "float64": (Sweep(first=0.0937, ratio=3.83, count=13, least=4, rounding=2.0**-52),),
+    "float32": (Sweep(first=0.0937, ratio=1.93, count=11, least=4, rounding=2.0**-23),),
 }
+
+# For functions that take long: first below the kinks of a deep network, then, where rounding decides there,
+# steps for a smooth function.
+BRIEF_SWEEPS = (
+    Sweep(first=5.27e-7, ratio=3.83, count=4, least=3, rounding=2.0**-52),
+    Sweep(first=6.39e-3, ratio=14.7, count=4, least=3, rounding=2.0**-52),
+)
 
 # A kink's second difference varies less than this over the last steps; a smooth one's by the ratio of steps.
 _CONSTANT = 0.1
@@ -105,6 +117,22 @@ class Derivative:
     def best(self) -> Estimate:
         """The derivative: the central one, or the mean of the two sides where that is known better."""
         return _best(self.central, self.left, self.right)
+
+
+def differentiate_by(
+    sweeps: Sequence[Sweep],
+    line: Line,
+    at_zero: Array,
+    tolerance: Callable[[float], float],
+    *,
+    full: bool = False,
+) -> Derivative:
+    """The derivative by the first of `sweeps` that resolves it; the arguments are those of `differentiate`."""
+    for sweep in sweeps:
+        derivative = differentiate(line, at_zero, sweep, tolerance, full=full)
+        if derivative.point is not Point.UNRESOLVED:
+            break
+    return derivative
 
 
 def differentiate(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from onnx_grad.checking.noise import ALLOWANCE, rounding_noise
 from onnx_grad.checking.report import EvaluatorNote, OwnPrecision
 from onnx_grad.checking.subject import Subject
 from onnx_grad.checking.tolerances import NEGLIGIBLE_GRADIENT, OWN_PRECISION
@@ -17,6 +19,7 @@ from onnx_grad.sessions import MissingKernelError, Provider, create_session, run
 from onnx_grad.signature import dtype_name, dtype_of
 
 Array: TypeAlias = np.ndarray[Any, Any]
+Run: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, Array]]
 
 ERRORS_ONLY = 3
 _ROLE = "gradient graph as shipped"
@@ -30,11 +33,22 @@ class Shipped:
         gradients: The gradients by name; `None` where it does not run.
         note: What ran it, or why nothing did.
         problem: Set where the gradient graph does not run but the model itself does.
+        run: Runs the gradient graph again; its inputs are the point and, by tensor, the cotangents.
+        feeds: What it was run with.
     """
 
     gradients: Mapping[str, Array] | None
     note: EvaluatorNote
     problem: str = ""
+    run: Run | None = None
+    feeds: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def noise(self) -> dict[str, float]:
+        """The largest change of each gradient when its inputs and cotangents change in their last digit."""
+        if self.run is None or self.gradients is None:
+            return {}
+        return rounding_noise(self.run, self.feeds, self.gradients)
 
 
 def run_as_shipped(
@@ -58,8 +72,14 @@ def run_as_shipped(
         function = GradientFunction.from_gradient_model(
             subject.gradient, providers=providers, log_severity_level=ERRORS_ONLY
         )
-        weights = {name: weight.astype(subject.dtype(name)) for name, weight in cotangents.items()}
-        gradients = function(point, cotangents=weights).gradients
+        weights = {_cotangent(n): w.astype(subject.dtype(n)) for n, w in cotangents.items()}
+        feeds = {**point, **weights}
+
+        def run(values: Mapping[str, Any]) -> Mapping[str, Array]:
+            inputs = {name: values[name] for name in point}
+            return function(inputs, cotangents={n: values[_cotangent(n)] for n in cotangents}).gradients
+
+        gradients = run(feeds)
     except (MissingKernelError, ModelError, InputError) as error:
         problem = ""
         if _runs(subject, point, providers):
@@ -71,7 +91,12 @@ def run_as_shipped(
         return Shipped(None, EvaluatorNote(_ROLE, "not run", "", str(error)))
     types = sorted({dtype_name(dtype_of(gradient)) for gradient in gradients.values()})
     runner = f"onnxruntime on {function.providers[0].removesuffix('ExecutionProvider')}"
-    return Shipped(gradients, EvaluatorNote(_ROLE, runner, ", ".join(types), ""))
+    return Shipped(gradients, EvaluatorNote(_ROLE, runner, ", ".join(types), ""), "", run, feeds)
+
+
+def _cotangent(name: str) -> str:
+    """What no input of a model is called."""
+    return f"cotangent of {name}"
 
 
 def compare(
@@ -79,6 +104,7 @@ def compare(
     reference: Array,
     *,
     size: float,
+    noise: float = 0.0,
     rtol: float | None = None,
     atol: float | None = None,
 ) -> OwnPrecision:
@@ -88,6 +114,7 @@ def compare(
         gradient: The gradient in the model's own type.
         reference: The gradient in the precision that was compared with finite differences.
         size: The size of the outputs per size of the tensor: the gradient's natural size.
+        noise: What rounding of the inputs changes in `gradient`, which excuses a multiple of that.
         rtol: Relative tolerance, where it is larger than that for the type.
         atol: Absolute tolerance, likewise.
     """
@@ -105,7 +132,7 @@ def compare(
         distance = np.where(np.isnan(distance), np.inf, distance)
         largest = np.maximum(np.abs(given), np.abs(wanted))
         relative = max(tolerance.relative, rtol or 0.0)
-        absolute = max(tolerance.scaled * scale + tolerance.floor * size, atol or 0.0)
+        absolute = max(tolerance.scaled * scale + tolerance.floor * size, atol or 0.0) + ALLOWANCE * noise
         allowed = relative * np.where(np.isfinite(largest), largest, 0.0) + absolute
         excess = np.divide(distance, allowed, out=np.full_like(distance, np.inf), where=allowed > 0)
     excess[distance == 0.0] = 0.0
@@ -119,6 +146,8 @@ def compare(
         max_rel_error=float(distance.max()) / comparable,
         tolerance=float(allowed[worst]),
         passed=bool((excess <= 1.0).all()),
+        noise=noise,
+        largest=scale,
     )
 
 

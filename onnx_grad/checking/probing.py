@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from onnx_grad.checking.directions import Direction, length_scale
 from onnx_grad.checking.evaluators import Evaluator
-from onnx_grad.checking.finite_differences import SWEEPS, Derivative, differentiate
+from onnx_grad.checking.finite_differences import SWEEPS, Derivative, Sweep, differentiate_by
 from onnx_grad.checking.report import Probe, TensorReport
 from onnx_grad.checking.tolerances import NEGLIGIBLE_GRADIENT, Tolerance
 
@@ -52,6 +52,7 @@ def check_tensor(
     rtol: float | None,
     atol: float | None,
     advance: Callable[[str], None],
+    sweeps: Sequence[Sweep] | None = None,
 ) -> TensorReport:
     """Compare `gradient` with finite differences of `function` along `lines`.
 
@@ -64,6 +65,8 @@ def check_tensor(
         rtol: Overrides the relative tolerance.
         atol: Overrides the absolute tolerance.
         advance: Called after each line with the tensor's name.
+        sweeps: The steps to take, each sweep where the one before does not resolve the derivative; those for the
+            evaluator's precision by default.
     """
     point = function.feeds[function.name]
     at_zero = function(point)
@@ -80,6 +83,7 @@ def check_tensor(
             at_zero,
             gradient,
             line,
+            sweeps or SWEEPS[function.evaluator.precision],
             relative=tolerance.relative if rtol is None else rtol,
             absolute=absolute if atol is None else atol,
         )
@@ -112,6 +116,7 @@ def _probe(
     at_zero: Array,
     gradient: Array,
     line: Direction,
+    sweeps: Sequence[Sweep],
     *,
     relative: float,
     absolute: float,
@@ -119,10 +124,10 @@ def _probe(
     """Compare along one line. Differences are taken over relative steps and scaled back."""
     claimed = line.derivative(gradient)
     displacement = line.scale * line.vector
-    derivative = differentiate(
+    derivative = differentiate_by(
+        sweeps,
         lambda step: function(np.asarray(point + step * displacement)),
         at_zero,
-        SWEEPS[function.evaluator.precision],
         lambda value: relative * abs(value) + absolute * line.scale,
         full=line.full,
     )

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_grad.checking.finite_differences import Point
-from onnx_grad.checking.report import GradientReport, Probe, TensorReport
+from onnx_grad.checking.report import GradientReport, OwnPrecision, Probe, TensorReport
 
 MOST_LISTED = 5
 
@@ -27,6 +27,7 @@ def _parts(report: GradientReport) -> Iterator[RenderableType]:
     yield from map(_worst, _worst_first(report))
     yield from _failures(report)
     yield from _exceptions(report)
+    yield from _noise(report)
     if report.problem:
         yield Text(report.problem, style="red")
     yield Text()
@@ -34,6 +35,8 @@ def _parts(report: GradientReport) -> Iterator[RenderableType]:
         yield Text.assemble((f"{note.role}: ", "bold"), f"{note.evaluator}, {note.precision}")
         if note.reason:
             yield Text(f"  because {note.reason}", style="dim")
+        if note.caveat:
+            yield Text(f"  but {note.caveat}", style="yellow")
     inputs = ", ".join(f"{name} {kind}" for name, kind in report.inputs.items())
     yield Text(
         f"checked at: {inputs or 'no inputs'}; seed {report.seed}; {report.seconds:.1f} s", style="dim"
@@ -44,6 +47,9 @@ def _headline(report: GradientReport) -> Text:
     count = sum(1 for tensor in report.tensors if not tensor.passed)
     if report.passed:
         verdict, detail = ("PASS", "bold green"), "every gradient agrees with finite differences"
+        noisy = sum(1 for tensor in report.tensors if tensor.ill_conditioned)
+        if noisy:
+            detail += f"; as shipped, {noisy} of {len(report.tensors)} are only rounding noise or close to it"
     elif count:
         verdict = ("FAIL", "bold red")
         detail = f"{count} of {len(report.tensors)} gradients do not agree with finite differences"
@@ -69,9 +75,15 @@ def _table(report: GradientReport) -> Table:
             _number(tensor.max_rel_error),
             _as_shipped(tensor),
             *([str(len(tensor.exceptions) or "")] if report.kinks else []),
-            Text(tensor.verdict, style="green" if tensor.passed else "bold red"),
+            Text(tensor.verdict, style=_style(tensor)),
         )
     return table
+
+
+def _style(tensor: TensorReport) -> str:
+    if not tensor.passed:
+        return "bold red"
+    return "yellow" if tensor.ill_conditioned else "green"
 
 
 def _checked(tensor: TensorReport) -> str:
@@ -124,6 +136,27 @@ def _exceptions(report: GradientReport) -> Iterator[Text]:
         for name, probe in report.kinks
     ]
     yield from _first(texts, "yellow")
+
+
+def _noise(report: GradientReport) -> Iterator[Text]:
+    """The gradients that agree only because rounding changes them as much."""
+    texts = []
+    for tensor in report.tensors:
+        own = tensor.own_precision
+        if own is not None and own.ill_conditioned:
+            texts.append(
+                f"ill-conditioned: {tensor.name}: the last digit of the inputs changes this gradient by "
+                f"{own.noise:.2g} in {own.dtype}, {_beside(own)}; as shipped {own.gradient:.3g}, in higher precision "
+                f"{own.reference:.3g} at {own.where}"
+            )
+    yield from _first(texts, "yellow")
+
+
+def _beside(own: OwnPrecision) -> str:
+    """How large the noise is beside the gradient."""
+    if own.noise >= own.largest:
+        return f"which is all there is: its largest element is {own.largest:.2g}"
+    return f"{own.noise / own.largest:.1g} of its largest element"
 
 
 def _first(texts: list[str], style: str) -> Iterator[Text]:

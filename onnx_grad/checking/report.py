@@ -77,6 +77,9 @@ class OwnPrecision:
         max_rel_error: The same relative to the largest element, unless that is negligible itself.
         tolerance: How far `gradient` may be from `reference`.
         passed: Whether every element is within its tolerance.
+        noise: By how much the gradient changes when its inputs change in their last digit. It is measured,
+            and part of the tolerance, only where the gradient is beyond the tolerance for its type.
+        largest: The largest element in the checked precision.
     """
 
     dtype: str
@@ -87,6 +90,13 @@ class OwnPrecision:
     max_rel_error: float
     tolerance: float
     passed: bool
+    noise: float = 0.0
+    largest: float = 0.0
+
+    @property
+    def ill_conditioned(self) -> bool:
+        """Whether the gradient agrees only because rounding of its inputs changes it as much."""
+        return self.passed and self.noise > 0.0
 
 
 @dataclass(frozen=True)
@@ -137,7 +147,12 @@ class TensorReport:
             return "fails"
         if self.worst is None:
             return "nothing to compare"
-        return "agrees"
+        return "agrees, noisy as shipped" if self.ill_conditioned else "agrees"
+
+    @property
+    def ill_conditioned(self) -> bool:
+        """Whether the gradient as it ships is no better than rounding allows at this point."""
+        return self.own_precision is not None and self.own_precision.ill_conditioned
 
 
 @dataclass(frozen=True)
@@ -149,12 +164,14 @@ class EvaluatorNote:
         evaluator: By what.
         precision: With what precision.
         reason: Why each better evaluator was not possible; empty for the best.
+        caveat: What else to know about what it gave.
     """
 
     role: str
     evaluator: str
     precision: str
     reason: str
+    caveat: str = ""
 
 
 @dataclass(frozen=True)
@@ -197,6 +214,7 @@ class GradientReport:
         content["passed"] = self.passed
         for tensor, entry in zip(self.tensors, content["tensors"], strict=True):
             entry["passed"] = tensor.passed
+            entry["ill_conditioned"] = tensor.ill_conditioned
         return json.dumps(_finite(content), indent=indent, allow_nan=False)
 
     @classmethod
@@ -251,6 +269,7 @@ def _finite(value: Any) -> Any:
 
 def _tensor(entry: dict[str, Any]) -> TensorReport:
     passed = entry.pop("passed")
+    del entry["ill_conditioned"]
     own = entry["own_precision"]
     tensor = TensorReport(
         **{

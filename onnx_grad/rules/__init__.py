@@ -33,6 +33,7 @@ from onnx_grad.rules import (
     signal,
     slicing,
     softmax,
+    structure,
     trigonometry,
 )
 
@@ -69,5 +70,6 @@ __all__ = [
     "signal",
     "slicing",
     "softmax",
+    "structure",
     "trigonometry",
 ]

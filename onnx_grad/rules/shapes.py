@@ -62,7 +62,7 @@ def cast(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     return op.CastLike(dy, known.operand(node, 0))
 
 
-@gradient("CastLike")
+@gradient("CastLike", frozen=(1,))
 def cast_like(op: Builder, node: ir.Node, dy: ir.Value) -> Sequence[InputCotangent]:
     """y = x in the dtype of another tensor: dx = dy in the dtype of x."""
     return op.CastLike(dy, known.operand(node, 0)), None

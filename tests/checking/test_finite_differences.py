@@ -23,7 +23,7 @@ def along(function: Function, precision: str = "float64", *, full: bool = False)
     at_zero = line(0.0)
     size = float(abs(at_zero[0]))
     return differentiate(
-        line, at_zero, SWEEPS[precision], lambda value: relative * abs(value) + floor * size, full=full
+        line, at_zero, SWEEPS[precision][0], lambda value: relative * abs(value) + floor * size, full=full
     )
 
 

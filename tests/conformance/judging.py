@@ -49,6 +49,7 @@ SMALL, LARGE = 1e-4, 1e4
 
 # Of the length of a gradient: what float32 constants inside a float64 operator can make of it.
 ROUNDED_CONSTANTS = 1e-6
+IN_FLOAT32 = "compared in float32"
 SHIPPED = "gradient graph as shipped"
 
 
@@ -71,7 +72,7 @@ class Verdict:
         case: Its name.
         operator: Its operator.
         outcome: What became of it.
-        reason: Why; empty where it is right.
+        reason: Why; where it is right, any reservation.
         seconds: How long it took.
     """
 
@@ -175,8 +176,8 @@ def _judge_outputs(
 def _judge_exactly(
     case: Case, model: onnx.ModelProto, point: Mapping[str, Any], of: list[str], *, is_own_point: bool
 ) -> tuple[Outcome, str]:
-    """Check at one point, with one evaluator after the other until one of them settles it."""
-    unclear = disagreement = ""
+    """Check at one point with the best evaluator, and with the others only where that settles nothing."""
+    unclear = slight = ""
     for evaluator in EVALUATORS_TO_TRY:
         try:
             report = _check(model, case.wrt, of, point, evaluator)
@@ -185,18 +186,25 @@ def _judge_exactly(
             continue
         if report.problem and not is_own_point:
             return Outcome.UNEVALUABLE, report.problem  # such as an output of another size than declared
-        found = _disagreement(report, random=_is_random(model))
-        if found and (disagreement or not _is_slight(report)):
-            return Outcome.WRONG, found
-        if disagreement and not _is_exact(report):
-            break
-        if not found and not _not_compared(report):
-            return Outcome.RIGHT, f"with the reference evaluator; else {disagreement}" if disagreement else ""
-        disagreement = found
-        unclear = unclear or _not_compared(report)
-        if not found and not any(tensor.failures for tensor in report.tensors):
+        disagreement = _disagreement(report, random=_is_random(model))
+        missing = _not_compared(report)
+        if not disagreement and not missing and (_is_exact(report) or not slight):
+            return Outcome.RIGHT, _remark(report, slight)
+        if slight or (disagreement and evaluator is None and not _is_slight(report)):
+            return Outcome.WRONG, slight or disagreement
+        slight = disagreement if evaluator is None else ""
+        # Another evaluator that disagrees may be wrong itself: only the best was compared with others.
+        unclear = unclear or missing or disagreement
+        if missing and not any(tensor.failures for tensor in report.tensors):
             break  # a kink is one for every evaluator
-    return (Outcome.WRONG, disagreement) if disagreement else (Outcome.UNEVALUABLE, unclear)
+    return (Outcome.WRONG, slight) if slight else (Outcome.UNEVALUABLE, unclear)
+
+
+def _remark(report: GradientReport, slight: str) -> str:
+    """What is to be said of a gradient that is right."""
+    if slight:
+        return f"with the reference evaluator; with ONNX Runtime, {slight}"
+    return "" if _is_exact(report) else IN_FLOAT32
 
 
 def _is_slight(report: GradientReport) -> bool:

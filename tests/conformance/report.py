@@ -12,7 +12,7 @@ import rich.console
 import rich.table
 from rich.text import Text
 
-from tests.conformance.judging import Outcome, Verdict
+from tests.conformance.judging import IN_FLOAT32, Outcome, Verdict
 
 LISTED = (Outcome.WRONG, Outcome.REFUSED, Outcome.UNEVALUABLE)
 
@@ -28,12 +28,14 @@ def show(verdicts: Sequence[Verdict], console: rich.console.Console) -> None:
     if outside:
         console.print(Text(f"{Outcome.OUT_OF_SCOPE}: {', '.join(outside)}"))
     judged = [v for v in verdicts if v.outcome in (Outcome.RIGHT, *LISTED)]
-    right = sum(verdict.outcome is Outcome.RIGHT for verdict in judged)
+    counts = _counts(judged)
+    right, wrong = counts[Outcome.RIGHT], counts[Outcome.WRONG]
+    rounded = sum(verdict.reason == IN_FLOAT32 for verdict in judged)
     share = f" ({right / len(judged):.1%})" if judged else ""
+    seconds = sum(verdict.seconds for verdict in verdicts)
     console.print(
         f"{right} of {len(judged)} differentiable cases are right{share}, "
-        f"{sum(verdict.outcome is Outcome.WRONG for verdict in judged)} are wrong; "
-        f"{sum(verdict.seconds for verdict in verdicts):.0f} s."
+        f"{rounded} of them compared in float32 only; {wrong} are wrong. {seconds:.0f} s."
     )
 
 

@@ -1,0 +1,43 @@
+"""Control flow, recurrence, sequences, optionals and strings: declared, so that nothing is forgotten."""
+
+from __future__ import annotations
+
+from onnx_grad.registry import derivative_is_zero, refused
+
+refused(
+    "If",
+    "Loop",
+    "Scan",
+    reason="subgraphs are not differentiated; cut the flow with stop=[…] at a tensor before or after it",
+)
+refused(
+    "GRU",
+    "LSTM",
+    "RNN",
+    reason="recurrent operators are not differentiated; export the model with the recurrence unrolled, or "
+    "cut the flow with stop=[…]",
+)
+refused(
+    "ConcatFromSequence",
+    "Optional",
+    "OptionalGetElement",
+    "SequenceAt",
+    "SequenceConstruct",
+    "SequenceEmpty",
+    "SequenceErase",
+    "SequenceInsert",
+    "SequenceMap",
+    "SplitToSequence",
+    reason="sequences and optionals are not differentiated; export the model with tensors instead (Split and "
+    "Concat), or cut the flow with stop=[…]",
+)
+derivative_is_zero("OptionalHasElement", "SequenceLength", reason="its result counts, and does not vary")
+derivative_is_zero(
+    "ImageDecoder",
+    "RegexFullMatch",
+    "StringConcat",
+    "StringNormalizer",
+    "StringSplit",
+    "TfIdfVectorizer",
+    reason="its inputs are not numbers that vary continuously",
+)
