@@ -109,13 +109,13 @@ class InspectionReport:
 
     def _operator_table(self) -> rich.table.Table:
         table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-        table.add_column("operator")
-        table.add_column("nodes", justify="right")
-        table.add_column("state")
-        table.add_column("rule")
+        table.add_column("operator", no_wrap=True)
+        table.add_column("nodes", justify="right", no_wrap=True)
+        table.add_column("rule", no_wrap=True)
         table.add_column("where there is no derivative")
         for operator in self.operators:
-            cells = (operator.operator, operator.nodes, operator.state, operator.rule, operator.convention)
+            rule = operator.rule.partition(".")[0] or operator.state
+            cells = (operator.operator, operator.nodes, rule, operator.convention)
             table.add_row(*(Text(str(cell)) for cell in cells))
         return table
 

@@ -132,3 +132,31 @@ def test_gradients_equal_finite_differences(case: Case) -> None:
 def scale(values: np.ndarray) -> np.float32:
     """The typical magnitude of a tensor, so that a step is a fraction of it; of a zero tensor, a little."""
     return np.float32(max(np.sqrt(np.mean(np.square(values))), 1e-2)) / np.float32(np.sqrt(values.size))
+
+
+def test_one_file_serves_every_image_size() -> None:
+    """A file that knows nothing of the image's size gives what files made for each size give."""
+    model = light.with_random_weights(light.load("squeezenet"))
+    wrt = [light.image_name(model), *light.weight_names(model)]
+    of = light.logits_name(model)
+    anywhere = session(onnx_grad.vjp(with_image(model, ["batch", 3, "height", "width"]), wrt, of))
+    for shape in ([1, 3, 48, 48], [2, 3, 64, 50]):
+        here = session(onnx_grad.vjp(with_image(model, shape), wrt, of))
+        image = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        cotangent = np.ones((shape[0], 1000, 1, 1), np.float32)
+        feeds = {wrt[0]: image, f"{of}_grad": cotangent}
+        for name in wrt:
+            (expected,) = here.run([f"{name}_grad"], feeds)
+            (actual,) = anywhere.run([f"{name}_grad"], feeds)
+            assert distance(actual, expected) < 1e-4, name
+
+
+def with_image(model: onnx.ModelProto, shape: list[int | str]) -> onnx.ModelProto:
+    """The model with another declared shape of its image, and nothing declared of what follows from it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    (image,) = (value for value in copy.graph.input if value.name == light.image_name(model))
+    image.CopyFrom(onnx.helper.make_tensor_value_info(image.name, onnx.TensorProto.FLOAT, shape))
+    for output in copy.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    return copy

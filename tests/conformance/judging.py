@@ -47,6 +47,9 @@ EVALUATORS_TO_TRY: tuple[EvaluatorName | None, ...] = (None, "reference-float64"
 # points beside the case's own.
 SMALL, LARGE = 1e-4, 1e4
 
+# Seconds that the reference evaluator may take for one tensor, before float32 has to do.
+SLOWEST_REFERENCE = 5.0
+
 # Of the length of a gradient: what float32 constants inside a float64 operator can make of it.
 ROUNDED_CONSTANTS = 1e-6
 IN_FLOAT32 = "compared in float32"
@@ -254,6 +257,7 @@ def _check(
             of,
             inputs=point,
             evaluator=evaluator,
+            time_limit=SLOWEST_REFERENCE,
             max_coordinates=COORDINATES,
             random_directions=DIRECTIONS,
             progress=lambda done, total, name: None,
