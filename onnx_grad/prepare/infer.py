@@ -35,7 +35,16 @@ def _infer(proto: onnx.ModelProto) -> onnx.ModelProto:
     finally:
         _set_operators(proto, unhandled)
     _set_operators(inferred, unhandled)
+    _drop_wrong_ranks(inferred.graph)
     return inferred
+
+
+def _drop_wrong_ranks(graph: onnx.GraphProto) -> None:
+    """Onnx infers rank 0 for outputs of `Attention` where it knows no rank of the inputs."""
+    outputs = {name for node in graph.node if node.op_type == "Attention" for name in node.output}
+    for value in (*graph.value_info, *graph.output):
+        if value.name in outputs and not value.type.tensor_type.shape.dim:
+            value.type.tensor_type.ClearField("shape")
 
 
 # It has nothing for the first, and fails on the default axes of the second.

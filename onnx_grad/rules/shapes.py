@@ -147,4 +147,5 @@ def depth_to_space(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
 @gradient("SpaceToDepth")
 def space_to_depth(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     """y = x with blocks of pixels stacked in channels: dx = dy with these spread again."""
-    return op.DepthToSpace(dy, blocksize=node.attributes.get_int("blocksize"))
+    mode = node.attributes.get_string("mode", "DCR")
+    return op.DepthToSpace(dy, blocksize=node.attributes.get_int("blocksize"), mode=mode)

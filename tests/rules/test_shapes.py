@@ -127,6 +127,12 @@ def test_space_to_depth() -> None:
     check_forms("SpaceToDepth", {"x": normal(1, 2, 4, 2)}, blocksize=2)
 
 
+@pytest.mark.parametrize("mode", ["DCR", "CRD"])
+def test_space_to_depth_in_the_order_of_opset_28(mode: str) -> None:
+    inputs = {"x": normal(1, 2, 4, 2)}
+    check(single_node("SpaceToDepth", inputs, opset=28, blocksize=2, mode=mode), inputs)
+
+
 @pytest.mark.parametrize(
     ("op_type", "inputs", "attributes"),
     [
