@@ -6,6 +6,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ def check_gradients(
         max_coordinates: Up to how many elements every coordinate of a tensor is checked.
         random_directions: Along how many random directions a larger tensor is checked.
         time_limit: Seconds that finite differences may take with the reference evaluator. From a quarter of
-            that on, fewer lines and steps are taken; beyond, ONNX Runtime evaluates the model in float32.
+            that on, fewer steps are taken; beyond, ONNX Runtime evaluates the model in float32.
         progress: Called with what is done, the total, and the tensor at hand; by default a bar on stderr
             when that is a terminal.
 
@@ -109,15 +110,19 @@ def check_gradients(
 
 
 def _compared(check: Check, shipped: Shipped, name: str) -> OwnPrecision:
-    """The gradient as it ships; what rounding makes of it is measured only where it is not within tolerance."""
+    """The gradient as it ships; its rounding noise is measured only where it is not within tolerance."""
     assert shipped.gradients is not None
-    size, settings = check.natural_size(name), check.settings
-    tolerances = {"rtol": settings.rtol, "atol": settings.atol}
-    pair = shipped.gradients[name], check.gradients[name]
-    found = compare(*pair, size=size, **tolerances)
-    if found.passed:
-        return found
-    return compare(*pair, size=size, noise=shipped.noise.get(name, 0.0), **tolerances)
+    settings = check.settings
+    judged = partial(
+        compare,
+        shipped.gradients[name],
+        check.gradients[name],
+        size=check.natural_size(name),
+        rtol=settings.rtol,
+        atol=settings.atol,
+    )
+    found = judged()
+    return found if found.passed else judged(noise=shipped.noise.get(name, 0.0))
 
 
 def _label(model: Model, subject: Subject) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,7 +26,8 @@ from onnx_grad.checking.evaluators import (
     choose_evaluator,
     relative_distance,
 )
-from onnx_grad.checking.finite_differences import BRIEF_SWEEPS, SWEEPS
+from onnx_grad.checking.finite_differences import BRIEF_SWEEPS, SWEEPS, Sweep
+from onnx_grad.checking.noise import repetitions
 from onnx_grad.checking.probing import WeightedOutputs, check_tensor
 from onnx_grad.checking.progress import Progress, reporting
 from onnx_grad.checking.report import EvaluatorNote, TensorReport
@@ -88,13 +90,15 @@ class Check:
         self._float32 = InPrecision(self.subject.model) if isinstance(float32, str) else float32
         self.values = self._values()
         self.cotangents = self._random_cotangents()
-        self._gradient_precision, self.gradients = self._evaluated_gradients()
+        self._gradient_choice = self._evaluated_gradients()
+        choice, outputs, _ = self._gradient_choice
+        self.gradients = {name: choice.outputs[output] for name, output in outputs.items()}
 
     def finite_differences(self, progress: Progress | None = None) -> list[TensorReport]:
         """The report on every tensor in `wrt`, in that order."""
         reports: dict[str, TensorReport] = {}
         with reporting(progress, sum(map(self._number_of_lines, self.subject.wrt))) as advance:
-            for group, cut, feeds, evaluator, brief in self._forward_models():
+            for group, cut, feeds, evaluator, sweeps in self._forward_models():
                 weights = {cut.outputs[name]: w for name, w in self.cotangents.items()}
                 for name in group:
                     if self.values[name].shape != self.gradients[name].shape:
@@ -109,7 +113,8 @@ class Check:
                         rtol=self.settings.rtol,
                         atol=self.settings.atol,
                         advance=advance,
-                        sweeps=BRIEF_SWEEPS if brief else None,
+                        sweeps=sweeps,
+                        repetitions=partial(self._repetitions, name),
                     )
         return [reports[name] for name in self.subject.wrt]
 
@@ -146,8 +151,8 @@ class Check:
             weights[name] = weight.astype(self.subject.dtype(name)).astype(np.float64)
         return weights
 
-    def _evaluated_gradients(self) -> tuple[str, dict[str, Array]]:
-        """The gradient graph evaluated at the point, and in which precision."""
+    def _evaluated_gradients(self) -> tuple[Choice, dict[str, str], dict[str, Any]]:
+        """The gradient graph evaluated at the point, which output is whose gradient, and the inputs."""
         float64 = self.subject.gradient_in(self._float64)
         float32 = self.subject.gradient_in(self._float32)
         if isinstance(float32, str):
@@ -161,27 +166,38 @@ class Check:
         self._note("gradient graph", choice)
         chosen = float32 if choice.evaluator.name == "onnxruntime-float32" else float64
         assert isinstance(chosen, Candidate)
-        gradients = {name: choice.outputs[o] for name, o in gradient_names(chosen.model).items()}
-        return choice.evaluator.precision, gradients
+        return choice, gradient_names(chosen.model), feeds
+
+    def _repetitions(self, name: str) -> list[Array]:
+        """The gradient of one tensor again, from inputs that differ in their last digit."""
+        return [gradients[name] for gradients in self._repeated_gradients]
+
+    @cached_property
+    def _repeated_gradients(self) -> list[dict[str, Array]]:
+        choice, outputs, feeds = self._gradient_choice
+        repeated = repetitions(choice.evaluator, choice.evaluator.converted(feeds))
+        return [{name: result[output] for name, output in outputs.items()} for result in repeated]
 
     def _forward_models(
         self,
-    ) -> Iterator[tuple[list[str], CutModel, dict[str, Any], Evaluator, bool]]:
-        """For each group of tensors that can be perturbed in one model: that model, its inputs, what evaluates it,
-        and whether to be brief, as that takes long.
+    ) -> Iterator[tuple[list[str], CutModel, dict[str, Any], Evaluator, Sequence[Sweep]]]:
+        """For each group of tensors that can be perturbed in one model: what it takes to do so.
+
+        That is the model, its inputs, what evaluates it, and the steps to take.
         """
         for group in independent_groups(self.subject.model, self.subject.wrt):
             at = (*group, *self.subject.stop)
             feeds = {**self.point, **{name: self.values[name] for name in at}}
             cut, choice = self._forward(at, self.subject.of, feeds, self._evaluations(group, brief=True))
             thorough = self._evaluations(group, brief=False) * choice.seconds
-            brief = choice.evaluator.name == "reference-float64" and (
-                choice.evaluator.precision == "float64" and thorough > BRIEF_FROM * self.settings.time_limit
-            )
-            self._note(
-                "model", choice, f"at few steps: each evaluation took {choice.seconds:.2g} s" if brief else ""
-            )
-            yield group, cut, feeds, choice.evaluator, brief
+            exact = (choice.evaluator.name, choice.evaluator.precision) == ("reference-float64", "float64")
+            sweeps: Sequence[Sweep] = SWEEPS[choice.evaluator.precision]
+            if exact and thorough > BRIEF_FROM * self.settings.time_limit:
+                sweeps = BRIEF_SWEEPS
+                self._note("model", choice, f"at few steps, as each evaluation takes {choice.seconds:.2g} s")
+            else:
+                self._note("model", choice)
+            yield group, cut, feeds, choice.evaluator, sweeps
 
     def _evaluations(self, group: Sequence[str], *, brief: bool) -> int:
         """About how often the model is going to be evaluated for the tensors in `group`."""
@@ -237,7 +253,7 @@ class Check:
 
     def _tolerance(self, evaluator: Evaluator) -> Tolerance:
         tolerance = FINITE_DIFFERENCES[evaluator.precision]
-        if self._gradient_precision == "float32":
+        if self._gradient_choice[0].evaluator.precision == "float32":
             return looser(tolerance, OWN_PRECISION[ir.DataType.FLOAT])
         return tolerance
 

@@ -22,6 +22,7 @@ class Direction:
         scale: The length that a relative step of one stands for.
         is_coordinate: Whether a single element moves.
         full: Whether to take the whole sweep of steps along it, for the plot.
+        is_random: Whether it is one of several that do as well.
     """
 
     label: str
@@ -29,6 +30,7 @@ class Direction:
     scale: float
     is_coordinate: bool = False
     full: bool = False
+    is_random: bool = False
 
     def derivative(self, gradient: Array) -> float:
         """The derivative along the line, from a gradient, whatever elements the line does not move."""
@@ -70,7 +72,7 @@ def directions(
     for number in range(count):
         signs: Any = generator.integers(0, 2, point.shape) * 2.0 - 1.0
         unit = signs / math.sqrt(point.size)
-        yield Direction(f"random direction {number + 1}", unit, whole)
+        yield Direction(f"random direction {number + 1}", unit, whole, is_random=True)
 
 
 def length_scale(point: Array) -> float:
@@ -94,8 +96,8 @@ def number_of_evaluations(size: int, max_coordinates: int, count: int, least: in
         max_coordinates: Up to how many elements every coordinate is checked.
         count: How many random directions there are for a larger tensor.
         least: Evaluations along a coordinate, where few steps tell.
-        most: Evaluations along the gradient, where all steps are taken, and along a direction that moves every
-            element, where a deep network has kinks in all but the smallest steps.
+        most: Evaluations along the gradient, where all steps are taken, and along a direction that moves
+            every element, where a deep network has kinks in all but the smallest steps.
     """
     if size == 0:
         return 0

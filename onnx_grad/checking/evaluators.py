@@ -67,6 +67,9 @@ class Evaluator(Protocol):
     def precision(self) -> Literal["float64", "float32"]:
         """The precision that the evaluation really has."""
 
+    def converted(self, feeds: Feeds) -> dict[str, Any]:
+        """The inputs that the model reads, in the types it reads them in."""
+
     def __call__(self, feeds: Feeds) -> dict[str, Array]:
         """Evaluate the model; floats may be given in any precision."""
 
@@ -159,16 +162,19 @@ class ReferenceFloat64Evaluator:
         """Float32 where a node is held in it."""
         return "float64" if self._exact else "float32"
 
+    def converted(self, feeds: Feeds) -> dict[str, Any]:
+        """The inputs that the model reads, in the types it reads them in."""
+        return {n: _converted(v, self._inputs[n]) for n, v in feeds.items() if n in self._inputs}
+
     def __call__(self, feeds: Feeds) -> dict[str, Array]:
         """Evaluate the model.
 
         Raises:
             InputError: The reference evaluator fails with these inputs.
         """
-        converted = {n: _converted(v, self._inputs[n]) for n, v in feeds.items() if n in self._inputs}
         try:
             with np.errstate(all="ignore"):
-                outputs = self._evaluator.run(self._outputs, converted)
+                outputs = self._evaluator.run(self._outputs, self.converted(feeds))
         except _REFERENCE_ERRORS as error:
             raise InputError(f"it fails: {_first_line(error)}") from error
         return _widened(self._outputs, outputs)
@@ -265,8 +271,8 @@ def _check_agreement(outputs: Mapping[str, Array], float32: Candidate, feeds: Fe
                 + (f", {noise[name] / scale:.1e} of which is rounding" if noise[name] else "")
             )
     return "; ".join(
-        f"its '{name}' differs from ONNX Runtime's by {distance:.1e} of the largest element, which rounding in "
-        f"float32 explains: the last digit of the inputs alone changes it by {noise[name]:.1e}"
+        f"its '{name}' differs from ONNX Runtime's by {distance:.1e} of the largest element, which "
+        f"rounding in float32 explains: the last digit of the inputs alone changes it by {noise[name]:.1e}"
         for name, distance in apart.items()
     )
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, TypeAlias
 
@@ -65,14 +65,19 @@ class Sweep:
 
 # Odd numbers, so that the steps do not fall in with the grid of a function that rounds.
 SWEEPS = {
-    "float64": (Sweep(first=0.0937, ratio=3.83, count=13, least=4, rounding=2.0**-52),),
+    "float64": (
+        Sweep(first=0.0937, ratio=3.83, count=13, least=4, rounding=2.0**-52),
+        # Along its gradient a function changes so much that smaller steps still tell, and may be needed.
+        Sweep(first=2.45e-9, ratio=3.83, count=4, least=3, rounding=2.0**-52),
+    ),
     "float32": (Sweep(first=0.0937, ratio=1.93, count=11, least=4, rounding=2.0**-23),),
 }
 
-# For functions that take long: first below the kinks of a deep network, then, where rounding decides there,
-# steps for a smooth function.
+# For functions that take long: first below the kinks of a deep network; then, where rounding decides there,
+# larger steps, which do for a smooth function.
 BRIEF_SWEEPS = (
     Sweep(first=5.27e-7, ratio=3.83, count=4, least=3, rounding=2.0**-52),
+    SWEEPS["float64"][1],
     Sweep(first=6.39e-3, ratio=14.7, count=4, least=3, rounding=2.0**-52),
 )
 
@@ -127,12 +132,14 @@ def differentiate_by(
     *,
     full: bool = False,
 ) -> Derivative:
-    """The derivative by the first of `sweeps` that resolves it; the arguments are those of `differentiate`."""
+    """The derivative by the first of `sweeps` that resolves it, or the last."""
+    curve: tuple[tuple[float, float], ...] = ()
     for sweep in sweeps:
         derivative = differentiate(line, at_zero, sweep, tolerance, full=full)
+        curve += derivative.curve
         if derivative.point is not Point.UNRESOLVED:
             break
-    return derivative
+    return replace(derivative, curve=tuple(sorted(curve, reverse=True)))
 
 
 def differentiate(

@@ -102,8 +102,8 @@ class MeanVarianceNormalization(OpRun):
 class BatchNormalization(OpRun):
     """y = scale (x - mean) / sqrt(variance + epsilon) + bias, per channel.
 
-    Before opset 14 the reference evaluator always takes the statistics of the batch; they are wanted only where
-    `training_mode` is set or, before there was that, where the running statistics are outputs.
+    Before opset 14 the reference evaluator always takes the statistics of the batch; they are wanted only
+    where `training_mode` is set or, before there was that, where the running statistics are outputs.
     """
 
     def _run(
@@ -135,6 +135,28 @@ class BatchNormalization(OpRun):
         return (y, *running, mean, variance)[:count]
 
 
+class LRN(OpRun):
+    """y = x / (bias + alpha / size Σ x²)^beta, the sum over `size` channels around each.
+
+    The reference evaluator takes the size of the batch for the number of channels.
+    """
+
+    def _run(
+        self,
+        x: Array,
+        alpha: float | None = None,
+        beta: float | None = None,
+        bias: float | None = None,
+        size: int | None = None,
+    ) -> tuple[Array]:
+        assert size is not None
+        alpha, beta = 1e-4 if alpha is None else alpha, 0.75 if beta is None else beta
+        before, after = (size - 1) // 2, size // 2
+        squares = np.pad(x * x, [(0, 0), (before, after), *[(0, 0)] * (x.ndim - 2)])
+        total = np.sum([squares[:, i : i + x.shape[1]] for i in range(size)], axis=0)
+        return (x / ((1.0 if bias is None else bias) + alpha / size * total) ** beta,)
+
+
 class LpNormalization(OpRun):
     """y = x / ‖x‖ₚ along an axis, p = 1 or 2; the reference evaluator leaves out the absolute value."""
 
@@ -154,6 +176,7 @@ REPLACEMENTS: tuple[type[OpRun], ...] = (
     Softmax,
     LogSoftmax,
     BatchNormalization,
+    LRN,
     LpNormalization,
     MeanVarianceNormalization,
     Conv,

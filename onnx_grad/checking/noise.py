@@ -6,7 +6,7 @@ is large, it is ill-conditioned at this point, and two right evaluations need no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import ml_dtypes
@@ -27,7 +27,7 @@ _FLOATS = frozenset(map(np.dtype, (np.float64, np.float32, np.float16, ml_dtypes
 def rounding_noise(
     evaluate: Callable[[Feeds], Mapping[str, Any]], feeds: Feeds, results: Mapping[str, Any]
 ) -> dict[str, float]:
-    """The largest change of each result over a few perturbations of all float inputs by one unit in the last place.
+    """The largest change of each result over a few perturbations of its inputs in their last digit.
 
     Args:
         evaluate: What is to be judged.
@@ -35,16 +35,21 @@ def rounding_noise(
         results: What it gives for `feeds`.
 
     Returns:
-        The noise by result, in its own units. Zero, which excuses nothing, where a result is not made of finite
-        numbers or changes its shape.
+        The noise by result, in its own units. Zero, which excuses nothing, where a result is not made of
+        finite numbers or changes its shape.
     """
-    generator = np.random.default_rng(0)
     noise = dict.fromkeys(results, 0.0)
-    for _ in range(REPETITIONS):
-        again = evaluate({name: perturbed(value, generator) for name, value in feeds.items()})
+    for again in repetitions(evaluate, feeds):
         for name, result in results.items():
             noise[name] = max(noise[name], _largest_change(again[name], result))
     return {name: value if np.isfinite(value) else 0.0 for name, value in noise.items()}
+
+
+def repetitions(evaluate: Callable[[Feeds], Mapping[str, Any]], feeds: Feeds) -> Iterator[Mapping[str, Any]]:
+    """What `evaluate` gives for a few perturbations of all float inputs by one unit in the last place."""
+    generator = np.random.default_rng(0)
+    for _ in range(REPETITIONS):
+        yield evaluate({name: perturbed(value, generator) for name, value in feeds.items()})
 
 
 def perturbed(value: Any, generator: np.random.Generator) -> Any:

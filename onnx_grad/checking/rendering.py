@@ -27,6 +27,7 @@ def _parts(report: GradientReport) -> Iterator[RenderableType]:
     yield from map(_worst, _worst_first(report))
     yield from _failures(report)
     yield from _exceptions(report)
+    yield from _inconclusive(report)
     yield from _noise(report)
     if report.problem:
         yield Text(report.problem, style="red")
@@ -49,7 +50,7 @@ def _headline(report: GradientReport) -> Text:
         verdict, detail = ("PASS", "bold green"), "every gradient agrees with finite differences"
         noisy = sum(1 for tensor in report.tensors if tensor.ill_conditioned)
         if noisy:
-            detail += f"; as shipped, {noisy} of {len(report.tensors)} are only rounding noise or close to it"
+            detail += f" as far as rounding allows ({noisy} of {len(report.tensors)} ill-conditioned here)"
     elif count:
         verdict = ("FAIL", "bold red")
         detail = f"{count} of {len(report.tensors)} gradients do not agree with finite differences"
@@ -138,16 +139,30 @@ def _exceptions(report: GradientReport) -> Iterator[Text]:
     yield from _first(texts, "yellow")
 
 
+def _inconclusive(report: GradientReport) -> Iterator[Text]:
+    texts = [
+        f"inconclusive: {tensor.name} {_compared(probe)}"
+        for tensor in report.tensors
+        for probe in tensor.inconclusive
+    ]
+    yield from _first(texts, "yellow")
+
+
 def _noise(report: GradientReport) -> Iterator[Text]:
     """The gradients that agree only because rounding changes them as much."""
+    start = "the last digit of the inputs changes this gradient by"
     texts = []
     for tensor in report.tensors:
+        if tensor.noise and tensor.ill_conditioned:
+            texts.append(
+                f"ill-conditioned: {tensor.name}: {start} up to {tensor.noise:.2g} along the lines checked, "
+                "in the precision of the check itself: finite differences confirm it only within that"
+            )
         own = tensor.own_precision
         if own is not None and own.ill_conditioned:
             texts.append(
-                f"ill-conditioned: {tensor.name}: the last digit of the inputs changes this gradient by "
-                f"{own.noise:.2g} in {own.dtype}, {_beside(own)}; as shipped {own.gradient:.3g}, in higher precision "
-                f"{own.reference:.3g} at {own.where}"
+                f"ill-conditioned: {tensor.name}: {start} {own.noise:.2g} in {own.dtype}, {_beside(own)}; as "
+                f"shipped {own.gradient:.3g}, in higher precision {own.reference:.3g} at {own.where}"
             )
     yield from _first(texts, "yellow")
 

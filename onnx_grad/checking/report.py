@@ -27,6 +27,8 @@ class Probe:
         point: What the model looks like there; only smooth points are compared.
         left: The derivative from differences to the left.
         right: The derivative from differences to the right.
+        noise: By how much `gradient` changes when its inputs change in their last digit, in the precision of
+            the check. It is measured, and part of the tolerance, only where the two do not agree without.
     """
 
     where: str
@@ -37,6 +39,7 @@ class Probe:
     point: Point
     left: float
     right: float
+    noise: float = 0.0
 
     @property
     def distance(self) -> float:
@@ -114,10 +117,13 @@ class TensorReport:
         worst: The probe that comes closest to its tolerance, or is furthest beyond.
         exceptions: Probes where the model has no derivative: kinks, discontinuities, edges of its domain.
         failures: Probes that do not agree, or that finite differences cannot decide.
+        inconclusive: Random directions along which the two agree, but no better than differences resolve. At
+            least one other random direction agrees to the tolerance.
         curve: For the steps of one direction, the step relative to the size of the tensor, and the error
             of the central difference relative to the length of the gradient.
         own_precision: The gradient as it ships; `None` where it could not be run.
         problem: What is wrong with the gradient as a whole, if anything.
+        noise: The largest rounding noise along a line where the gradient agrees only within that noise.
     """
 
     name: str
@@ -133,6 +139,8 @@ class TensorReport:
     curve: tuple[tuple[float, float], ...] = ()
     own_precision: OwnPrecision | None = None
     problem: str = ""
+    noise: float = 0.0
+    inconclusive: tuple[Probe, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -147,12 +155,15 @@ class TensorReport:
             return "fails"
         if self.worst is None:
             return "nothing to compare"
-        return "agrees, noisy as shipped" if self.ill_conditioned else "agrees"
+        if self.noise:
+            return "agrees, noise"
+        return "agrees, noise as shipped" if self.ill_conditioned else "agrees"
 
     @property
     def ill_conditioned(self) -> bool:
-        """Whether the gradient as it ships is no better than rounding allows at this point."""
-        return self.own_precision is not None and self.own_precision.ill_conditioned
+        """Whether the gradient agrees only because rounding of its inputs changes it as much."""
+        own = self.own_precision
+        return self.passed and (self.noise > 0.0 or (own is not None and own.ill_conditioned))
 
 
 @dataclass(frozen=True)
@@ -277,9 +288,11 @@ def _tensor(entry: dict[str, Any]) -> TensorReport:
             "shape": tuple(entry["shape"]),
             "max_abs_error": float(entry["max_abs_error"]),
             "max_rel_error": float(entry["max_rel_error"]),
+            "noise": float(entry["noise"]),
             "worst": None if entry["worst"] is None else _probe(entry["worst"]),
             "exceptions": tuple(map(_probe, entry["exceptions"])),
             "failures": tuple(map(_probe, entry["failures"])),
+            "inconclusive": tuple(map(_probe, entry["inconclusive"])),
             "curve": tuple((float(step), float(error)) for step, error in entry["curve"]),
             "own_precision": None if own is None else _own_precision(own),
         }

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnx_grad.checking import GradientReport, check_gradients
+from onnx_grad.checking import GradientReport, check_gradients, comparison
 from onnx_grad.checking.finite_differences import Point
 from onnx_grad.errors import (
     InputError,
@@ -277,6 +277,28 @@ class TestEvaluators:
         assert report.passed
         assert evaluator_of(report, "model") == "onnxruntime-float32"
         assert evaluator_of(report, "gradient graph") == "reference-float64"
+
+    def test_few_steps_where_evaluation_takes_long(self, monkeypatch: pytest.MonkeyPatch, rule: Rule) -> None:
+        monkeypatch.setattr(comparison, "BRIEF_FROM", 0.0)
+        report = check_gradients(parse(self.CONV))
+        note = next(note for note in report.evaluators if note.role == "model")
+        assert report.passed
+        assert "at few steps, as each evaluation takes" in note.caveat
+        assert 3 <= len(report.tensors[0].curve) <= 12
+        rule("Tanh")(lambda op, node, dy: tanh(op, node, dy) * 1.00001)
+        assert not check_gradients(parse(self.CONV)).passed
+
+    def test_batch_normalization_of_old_opsets_in_float64(self) -> None:
+        """The reference evaluator would normalize with the statistics of the batch."""
+        model = parse(
+            "g (float[2,2,3] x, float[2] s, float[2] b) => (float[2,2,3] y) "
+            "<float[2,2,1] k = {1, 2, 3, 4}, float[2] m = {1, 2}, float[2] v = {3, 4}> "
+            "{ c = Conv(x, k) y = BatchNormalization(c, s, b, m, v) }",
+            opset=9,
+        )
+        report = check_gradients(model)
+        assert report.passed
+        assert evaluator_of(report, "model") == "reference-float64"
 
     def test_tolerances_can_be_given(self, rule: Rule) -> None:
         rule("Tanh")(lambda op, node, dy: tanh(op, node, dy) * 1.001)

@@ -8,7 +8,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from onnx_grad.checking.finite_differences import SWEEPS, Derivative, Point, differentiate
+from onnx_grad.checking.finite_differences import (
+    BRIEF_SWEEPS,
+    SWEEPS,
+    Derivative,
+    Point,
+    differentiate,
+    differentiate_by,
+)
 
 Function = Callable[[float], float]
 
@@ -131,3 +138,28 @@ def test_the_whole_sweep_makes_a_v() -> None:
     assert 0 < lowest < len(errors) - 1
     assert errors[0] > 1e-3 > 1e-9 > errors[lowest]
     assert errors[-1] > 10 * errors[lowest]
+
+
+def test_brief_sweeps_take_the_steps_that_a_function_needs() -> None:
+    """Dense kinks need tiny steps; a small slope on a large value, larger ones."""
+    functions: list[tuple[Function, float]] = [
+        (
+            lambda t: 1.0 + t + sum(max(t - 1e-6 * k, 0.0) - max(-t - 1e-6 * k, 0.0) for k in range(1, 30)),
+            1.0,
+        ),
+        (lambda t: 1e2 + 1e-2 * math.sin(t), 1e-2),
+    ]
+    for function, expected in functions:
+        at_zero = np.array([function(0.0)])
+        calls: list[float] = []
+
+        def line(t: float, function: Function = function, calls: list[float] = calls) -> np.ndarray:
+            calls.append(t)
+            return np.array([function(t)])
+
+        found = differentiate_by(BRIEF_SWEEPS, line, at_zero, lambda value: 1e-6 * abs(value))
+        assert found.point is Point.SMOOTH
+        assert found.best.value == pytest.approx(expected, rel=1e-6)
+        assert len(calls) <= 24
+        steps = [step for step, _ in found.curve]
+        assert steps == sorted(steps, reverse=True)

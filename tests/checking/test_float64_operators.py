@@ -124,6 +124,14 @@ def test_lp_normalization(attributes: dict[str, Any]) -> None:
     assert_same("LpNormalization", (3, 4), **attributes)
 
 
+@pytest.mark.parametrize(
+    "attributes", [{"size": 3}, {"size": 5, "alpha": 0.5, "beta": 0.6, "bias": 2.0}], ids=str
+)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_lrn(batch: int, attributes: dict[str, Any]) -> None:
+    assert_same("LRN", (batch, 7, 3, 2), **attributes)
+
+
 @pytest.mark.parametrize("attributes", [{}, {"axes": [2, 3]}], ids=str)
 def test_mean_variance_normalization(attributes: dict[str, Any]) -> None:
     assert_same("MeanVarianceNormalization", (2, 3, 4, 5), **attributes)
@@ -161,3 +169,44 @@ def test_erf_has_sixteen_digits() -> None:
     model = node_model("Erf", [(1,)], onnx.TensorProto.DOUBLE, 1)
     evaluator = ReferenceEvaluator(model, new_ops=list(REPLACEMENTS))
     assert evaluator.run(None, {"x0": np.array([0.3])})[0] == math.erf(0.3)
+
+
+@pytest.mark.parametrize("opset", [7, 9, 14, 15])
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5), (2, 3, 4, 5)], ids=str)
+def test_batch_normalization_with_running_statistics(opset: int, shape: Shape) -> None:
+    assert_same_normalization(shape, opset)
+
+
+def test_batch_normalization_with_those_of_the_batch() -> None:
+    assert_same_normalization((4, 3, 5), 15, "y, mean, var", training_mode=1, momentum=0.7)
+
+
+def test_batch_normalization_of_every_element_by_itself() -> None:
+    """Before opset 9, `spatial = 0` asked for it."""
+    assert_same_normalization((4, 3, 5), 7, per=(3, 5), spatial=0)
+
+
+def assert_same_normalization(
+    shape: Shape, opset: int, outputs: str = "y", per: Shape = (3,), **attributes: Any
+) -> None:
+    """Compare with ONNX Runtime; variances are positive, and epsilon is large enough to matter."""
+    generator = np.random.default_rng(0)
+    feeds = {"x": generator.standard_normal(shape)}
+    feeds |= {name: generator.uniform(0.5, 2.0, per) for name in ("scale", "bias", "m", "v")}
+    node = onnx.helper.make_node(
+        "BatchNormalization", list(feeds), outputs.split(", "), epsilon=0.1, **attributes
+    )
+
+    def model(element: int) -> onnx.ModelProto:
+        tensor = onnx.helper.make_tensor_value_info
+        inputs = [tensor(name, element, value.shape) for name, value in feeds.items()]
+        graph = onnx.helper.make_graph([node], "g", inputs, [tensor(n, element, None) for n in node.output])
+        opsets = [onnx.helper.make_opsetid("", opset)]
+        return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+    ours = ReferenceEvaluator(model(onnx.TensorProto.DOUBLE), new_ops=list(REPLACEMENTS)).run(None, feeds)
+    session = onnxruntime.InferenceSession(model(onnx.TensorProto.FLOAT).SerializeToString())
+    theirs = session.run(None, {name: value.astype(np.float32) for name, value in feeds.items()})
+    for mine, expected in zip(ours, theirs, strict=True):
+        assert mine.dtype == np.float64
+        np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-5)
