@@ -132,14 +132,17 @@ def differentiate_by(
     *,
     full: bool = False,
 ) -> Derivative:
-    """The derivative by the first of `sweeps` that resolves it, or the last."""
-    curve: tuple[tuple[float, float], ...] = ()
+    """The derivative by the first of `sweeps` that resolves it, or that with the smallest error."""
+    found: list[Derivative] = []
     for sweep in sweeps:
-        derivative = differentiate(line, at_zero, sweep, tolerance, full=full)
-        curve += derivative.curve
-        if derivative.point is not Point.UNRESOLVED:
+        found.append(differentiate(line, at_zero, sweep, tolerance, full=full))
+        if found[-1].point is not Point.UNRESOLVED:
+            best = found[-1]
             break
-    return replace(derivative, curve=tuple(sorted(curve, reverse=True)))
+    else:
+        best = min(found, key=lambda derivative: derivative.best.error)
+    curve = sorted((sample for derivative in found for sample in derivative.curve), reverse=True)
+    return replace(best, curve=tuple(curve))
 
 
 def differentiate(
