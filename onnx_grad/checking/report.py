@@ -117,8 +117,8 @@ class TensorReport:
         worst: The probe that comes closest to its tolerance, or is furthest beyond.
         exceptions: Probes where the model has no derivative: kinks, discontinuities, edges of its domain.
         failures: Probes that do not agree, or that finite differences cannot decide.
-        inconclusive: Random directions along which the two agree, but no better than differences resolve. At
-            least one other random direction agrees to the tolerance.
+        inconclusive: Random directions along which the two agree, but no better than differences resolve. All
+            other lines agree to the tolerance.
         curve: For the steps of one direction, the step relative to the size of the tensor, and the error
             of the central difference relative to the length of the gradient.
         own_precision: The gradient as it ships; `None` where it could not be run.

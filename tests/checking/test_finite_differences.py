@@ -163,3 +163,14 @@ def test_brief_sweeps_take_the_steps_that_a_function_needs() -> None:
         assert len(calls) <= 24
         steps = [step for step, _ in found.curve]
         assert steps == sorted(steps, reverse=True)
+
+
+def test_of_sweeps_that_all_fail_the_closest_counts() -> None:
+    """A grid of 1e-9 in the value: the smallest steps see nothing but that."""
+
+    def line(t: float) -> np.ndarray:
+        return np.array([round(1.0 + math.sin(t), 9)])
+
+    found = differentiate_by(SWEEPS["float64"], line, line(0.0), lambda value: 1e-12)
+    assert found.point is Point.UNRESOLVED
+    assert found.best.value == pytest.approx(1.0, rel=1e-5)
