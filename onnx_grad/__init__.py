@@ -6,6 +6,7 @@ from onnx_grad.checking import GradientReport, check_gradients
 from onnx_grad.errors import (
     InputError,
     ModelError,
+    NoLayerWarning,
     NoPathWarning,
     NotDifferentiableError,
     OnnxGradError,
@@ -16,7 +17,8 @@ from onnx_grad.errors import (
     UnsupportedOpError,
 )
 from onnx_grad.inspection import InspectionReport, inspect
-from onnx_grad.registry import gradient
+from onnx_grad.layers import training_mode
+from onnx_grad.registry import define_function, gradient
 from onnx_grad.runtime import GradientFunction
 from onnx_grad.transforms import grad, vjp
 
@@ -28,6 +30,7 @@ __all__ = [
     "InputError",
     "InspectionReport",
     "ModelError",
+    "NoLayerWarning",
     "NoPathWarning",
     "NotDifferentiableError",
     "OnnxGradError",
@@ -37,8 +40,10 @@ __all__ = [
     "UnknownNameError",
     "UnsupportedOpError",
     "check_gradients",
+    "define_function",
     "grad",
     "gradient",
     "inspect",
+    "training_mode",
     "vjp",
 ]

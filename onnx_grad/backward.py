@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
 
+from onnx_grad import known
 from onnx_grad.broadcasting import undo_broadcast
 from onnx_grad.builder import Builder, recording
+from onnx_grad.composition import infer_composition
 from onnx_grad.errors import RuleError
 from onnx_grad.masking import without_undefined
 from onnx_grad.path import Path, Step
-from onnx_grad.registry import InputCotangent, State
+from onnx_grad.registry import Composition, InputCotangent, State
+from onnx_grad.rounding import on_floats
+from onnx_grad.singularities import continue_at
 
 
-def pull_back(op: Builder, path: Path, seeds: Mapping[ir.Value, ir.Value]) -> Cotangents:
-    """Pull cotangents of `of` back along `path`: dx = Σ over uses of x of Jᵀ·dy.
+def pull_back(
+    op: Builder, path: Path, graph: ir.Graph, seeds: Iterable[tuple[ir.Value, ir.Value]]
+) -> Cotangents:
+    """Pull cotangents back through the nodes of `graph` on `path`: dx = Σ over uses of x of Jᵀ·dy.
 
     Args:
         op: Builds the backward nodes.
         path: The nodes from `wrt` to `of`, none of them blocked.
-        seeds: The cotangent of each value in `of`.
+        graph: The main graph, or a body.
+        seeds: Values with their cotangents; those of one value add up.
 
     Returns:
         The accumulated cotangent of every value on the path that one reached.
@@ -32,25 +40,37 @@ def pull_back(op: Builder, path: Path, seeds: Mapping[ir.Value, ir.Value]) -> Co
     """
     cotangents = Cotangents(op)
     with recording(op):
-        for value, seed in seeds.items():
+        for value, seed in seeds:
             cotangents.add(value, seed)
-        for step in reversed(path.steps):
+        for step in reversed(path.steps_in(graph)):
             arriving = [cotangents.get(output) for output in step.node.outputs]
-            if any(cotangent is not None for cotangent in arriving):
+            if all(cotangent is None for cotangent in arriving):
+                continue
+            composition = on_floats if step.runs_on_floats else step.entry.composition
+            if step.entry.structural is not None:
+                _pull_back_bodies(op, path, step, arriving, cotangents)
+            elif composition is not None:
+                _pull_back_composition(op, path, step, composition, arriving, cotangents)
+            else:
                 _pull_back_node(op, step, arriving, cotangents)
     return cotangents
 
 
-class Cotangents:
+class Cotangents(Mapping[ir.Value, ir.Value]):
     """The cotangent of each value so far; contributions of several uses add up."""
 
     def __init__(self, op: Builder) -> None:
         self._op = op
         self._sums: dict[ir.Value, ir.Value] = {}
 
-    def get(self, value: ir.Value) -> ir.Value | None:
-        """What has arrived at `value`, or `None`."""
-        return self._sums.get(value)
+    def __getitem__(self, value: ir.Value) -> ir.Value:
+        return self._sums[value]
+
+    def __iter__(self) -> Iterator[ir.Value]:
+        return iter(self._sums)
+
+    def __len__(self) -> int:
+        return len(self._sums)
 
     def add(self, value: ir.Value, contribution: ir.Value) -> None:
         """Add the contribution of one more use of `value`."""
@@ -84,6 +104,106 @@ def _pull_back_node(
             cotangents.add(operand, cotangent)
 
 
+@dataclass(frozen=True)
+class _Flow:
+    """`registry.Flow` along one path."""
+
+    path: Path
+    captured: Sequence[ir.Value]
+
+    def is_active(self, value: ir.Value) -> bool:
+        return self.path.is_active(value)
+
+    def pull_back(
+        self, op: Builder, body: ir.Graph, seeds: Sequence[tuple[ir.Value, ir.Value]]
+    ) -> Mapping[ir.Value, ir.Value]:
+        return pull_back(op, self.path, body, seeds)
+
+
+def _pull_back_bodies(
+    op: Builder, path: Path, step: Step, arriving: Sequence[ir.Value | None], cotangents: Cotangents
+) -> None:
+    node, name = step.node, node_label(step.node)
+    if step.entry.structural is None:
+        raise RuleError(f"{_where(step)}: the operator has no rule to apply")
+    with op.differentiating(node, name):
+        for value, contribution in step.entry.structural(op, node, _Flow(path, step.captured), arriving):
+            op.label(contribution, f"{name}/d_{value.name}")
+            cotangents.add(value, contribution)
+
+
+def _pull_back_composition(
+    op: Builder,
+    path: Path,
+    step: Step,
+    composition: Composition,
+    arriving: Sequence[ir.Value | None],
+    cotangents: Cotangents,
+) -> None:
+    """Build what the node is composed of beside it, and pull the cotangents back through that."""
+    node, name = step.node, node_label(step.node)
+    with op.differentiating(node, name):
+        apart = op.apart()
+        with recording(apart):
+            made = composition(apart, node)
+        results = [made] if isinstance(made, ir.Value) else made
+        seeds = [
+            (result, dy)
+            for result, dy in zip(results, arriving, strict=False)
+            if dy is not None and result is not None
+        ]
+        op.nodes += apart.nodes
+        composed = ir.Graph([], [], nodes=apart.nodes, opset_imports={"": op.opset})
+        infer_composition(apart.nodes, op.opset)
+        wanted = [value for index in step.wanted if (value := node.inputs[index]) is not None]
+        same = _same_values(apart.nodes, results, node.outputs)
+        for result, output in same:
+            continue_at(op, result, output)
+        inner_path = Path(composed, wanted, [y for y, _ in seeds], quantization=path.quantization)
+        blocked = inner_path.blocked()
+        if blocked:
+            inner, reason = blocked[0]
+            raise RuleError(f"{_where(step)}: its {inner.node.op_type} cannot be differentiated: {reason}")
+        pulled = pull_back(op, inner_path, composed, seeds)
+        composed.remove(apart.nodes)
+        for result, output in same:
+            _read_instead(result, output)
+        for operand in dict.fromkeys(wanted):
+            if operand in pulled:
+                cotangents.add(operand, pulled[operand])
+
+
+def _same_values(
+    composed: Sequence[ir.Node], results: Iterable[ir.Value | None], outputs: Iterable[ir.Value]
+) -> list[tuple[ir.Value, ir.Value]]:
+    """The results of a composition with the outputs of the forward node that hold the same."""
+    return [
+        (result, output)
+        for result, output in zip(results, outputs, strict=False)
+        if result is not None and result.producer() in composed
+        if output.name and output.dtype in (None, result.dtype)
+    ]
+
+
+def _read_instead(result: ir.Value, output: ir.Value) -> None:
+    """Let what reads a result of a composition read the forward node's output, which is the same.
+
+    It may be rounded differently, so not where it is compared with what the composition computes it from.
+    """
+    users = tuple(result.uses())
+    if any(user.op_type in _COMPARISONS and not _is_compared_with_constant(user) for user, _ in users):
+        return
+    for user, index in users:
+        user.replace_input_with(index, output)
+
+
+_COMPARISONS = frozenset("Equal Greater GreaterOrEqual Less LessOrEqual".split())
+
+
+def _is_compared_with_constant(node: ir.Node) -> bool:
+    return any(value is not None and value.const_value is not None for value in node.inputs)
+
+
 def _apply_rule(op: Builder, step: Step, arriving: Sequence[ir.Value | None]) -> Sequence[InputCotangent]:
     rule, arity = step.entry.rule, step.entry.arity
     if step.entry.state is not State.RULE or rule is None:
@@ -112,10 +232,12 @@ def _check_type(step: Step, index: int, operand: ir.Value, cotangent: object) ->
             f"{_where(step)}: the rule gave a {type(cotangent).__name__} as cotangent of input {index}; "
             "it must be a value of the graph, None or a function that builds one"
         )
-    if None not in (operand.dtype, cotangent.dtype) and operand.dtype != cotangent.dtype:
+    expected = operand.dtype if known.may_be_float(operand) else known.ROUNDED_COTANGENT
+    if None not in (expected, cotangent.dtype) and expected != cotangent.dtype:
         raise RuleError(
             f"{_where(step)}: the cotangent of input {index} ('{operand.name}') is {cotangent.dtype}, "
             f"but the input is {operand.dtype}"
+            + ("" if expected == operand.dtype else f", whose cotangents are {expected}")
         )
 
 

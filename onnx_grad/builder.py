@@ -2,6 +2,7 @@
 
 A rule writes `op.ReduceSum(x, [0], keepdims=0)` or plain arithmetic, `dy * (1.0 - y * y)`. Python numbers
 take the dtype of the operand they meet, and the same operator on the same operands is built only once.
+Sums over elements of half precision are taken in single, whatever a provider's kernels would do.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_grad import known
+from onnx_grad.wiring import Edge, wiring
 
 Array = npt.NDArray[Any]
 Operand = ir.Value | Array | bool | int | float | Sequence[int] | None
@@ -26,7 +28,7 @@ Operand = ir.Value | Array | bool | int | float | Sequence[int] | None
 METADATA_PREFIX = "pkg.onnx_grad."
 
 # Two such nodes with equal operands have different results: never shared.
-_RANDOM_OPERATORS = frozenset(
+RANDOM_OPERATORS = frozenset(
     {
         "Bernoulli",
         "Dropout",
@@ -36,6 +38,13 @@ _RANDOM_OPERATORS = frozenset(
         "RandomUniform",
         "RandomUniformLike",
     }
+)
+
+
+# In half precision, partial results of many terms overflow or lose small terms, while the total need not.
+_SUMS = frozenset(
+    "CumSum ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMean ReduceProd ReduceSum "
+    "ReduceSumSquare".split()
 )
 
 
@@ -89,6 +98,8 @@ class Builder:
         nodes: The nodes built so far, in topological order.
         initializers: The constants that the nodes read.
         scope: Prefix of the names of what is built next: the forward node or tensor it serves.
+        repeats: Whether the nodes are of a body that runs more than once.
+        edges: How values enter and leave the forward bodies that the nodes differentiate.
     """
 
     def __init__(self, opset: int, taken_names: set[str]) -> None:
@@ -96,12 +107,36 @@ class Builder:
         self.nodes: list[ir.Node] = []
         self.initializers: list[ir.Value] = []
         self.scope = ""
+        self.repeats = False
+        self.edges: list[Edge] = []
         self._metadata: dict[str, str] = {}
         self._unlabelled: set[ir.Node] = set()
         self._taken = taken_names
         self._counters: dict[str, int] = {}
         self._constants: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.Value] = {}
         self._built: dict[tuple[Any, ...], tuple[ir.Value, ...]] = {}
+
+    def for_body(self, node: ir.Node, repeats: bool = False) -> Builder:
+        """A builder for a body that differentiates one of `node`: names are new in the whole model.
+
+        Args:
+            node: The forward node.
+            repeats: Whether the body runs more than once.
+        """
+        inner = Builder(self.opset, self._taken)
+        inner.repeats = repeats or self.repeats
+        wires = wiring(node)
+        inner.edges = [*self.edges, *(wires.edges() if wires is not None else ())]
+        inner.scope, inner._metadata, inner._counters = self.scope, self._metadata, self._counters
+        return inner
+
+    def apart(self) -> Builder:
+        """A builder of the same graph, with constants in common, that records its nodes separately."""
+        other = Builder(self.opset, self._taken)
+        other.__dict__.update({**self.__dict__, "nodes": [], "_built": {}, "_unlabelled": set()})
+        for name in [name for name in other.__dict__ if name[0].isupper()]:
+            del other.__dict__[name]
+        return other
 
     def __getattr__(self, op_type: str) -> Operator:
         if not op_type[0].isupper():
@@ -159,14 +194,21 @@ class Builder:
         Returns:
             Its output, or a tuple of them when `outputs` is given.
         """
+        first = operands[0] if operands else None
+        if op_type in _SUMS and isinstance(first, ir.Value) and first.dtype in known.HALF_TYPES:
+            total = self.node(op_type, self.widened(first), *operands[1:], **attributes)
+            return self.CastLike(total, first)
         signature = _signature(op_type, domain, self.opset)
         inputs = self._inputs(signature, operands)
+        # An empty name in the last place crashes fusions of ONNX Runtime that look for what is there.
+        while inputs and inputs[-1] is None:
+            inputs = inputs[:-1]
         given = {name: value for name, value in attributes.items() if value is not None}
         key = (op_type, domain, outputs, inputs, *((k, _hashable(v)) for k, v in given.items()))
         made = self._built.get(key) if shared else None
         if made is None:
             made = self._build(op_type, domain, signature, inputs, given, outputs or 1)
-            if op_type not in _RANDOM_OPERATORS:
+            if op_type not in RANDOM_OPERATORS:
                 self._built[key] = made
         return made[0] if outputs is None else made
 
@@ -182,7 +224,9 @@ class Builder:
                 added.name = ""
         output = node.outputs[index]
         if not output.name:
-            formal = onnx.defs.get_schema(node.op_type, self.opset, node.domain).outputs[index].name
+            formal = str(index)
+            if onnx.defs.has(node.op_type, node.domain):
+                formal = onnx.defs.get_schema(node.op_type, self.opset, node.domain).outputs[index].name
             output.name = self.unique_name(f"{self.scope}/{formal}")
             output.type = ir.TensorType(dtype)
         return output
@@ -218,6 +262,24 @@ class Builder:
         if value.dtype == like.dtype:
             return value
         return self.Cast(value, to=like.dtype)
+
+    def Shape(self, value: ir.Value, start: int | None = None, end: int | None = None) -> ir.Value:
+        """The shape of `value`; read before a conversion, which need not be made for it."""
+        producer = value.producer()
+        if producer is not None and producer.op_type == "Cast" and producer.inputs[0] is not None:
+            value = producer.inputs[0]
+        return self.node("Shape", value, start=start, end=end)  # type: ignore[no-any-return]
+
+    def widened(self, value: ir.Value) -> ir.Value:
+        """`value` in float32; where a node built here narrowed it to half precision, as it was before."""
+        producer = value.producer()
+        if value.dtype in known.HALF_TYPES and producer is not None and producer.graph is None:
+            source = producer.inputs[0] if producer.op_type == "Cast" else None
+            if source is not None and source.dtype == ir.DataType.FLOAT:
+                return source
+        wide = self.Cast(value, to=ir.DataType.FLOAT)
+        wide.shape = value.shape
+        return wide
 
     def shape(self, value: ir.Value) -> ir.Value:
         """The shape of `value` as a 1-D int64 tensor: a constant where it is static."""

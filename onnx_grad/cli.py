@@ -10,10 +10,9 @@ import contextlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
-from zipfile import BadZipFile
 
 import numpy as np
 import onnx
@@ -23,12 +22,14 @@ from rich.markup import escape
 from rich.table import Table
 
 import onnx_grad
+from onnx_grad.array_files import Arrays, read_arrays, write_arrays
 from onnx_grad.builder import METADATA_PREFIX
 from onnx_grad.checking import check_gradients
 from onnx_grad.checking.evaluators import EvaluatorName
-from onnx_grad.errors import InputError, NoPathWarning, OnnxGradError, OutputError
+from onnx_grad.errors import InputError, NoLayerWarning, NoPathWarning, OnnxGradError, OutputError
+from onnx_grad.registry import Quantization
 from onnx_grad.runtime import GradientFunction, is_gradient_model
-from onnx_grad.saving import check_target, write_whole
+from onnx_grad.saving import check_target
 
 EXIT_NO = 1
 EXIT_BAD_INPUT = 2
@@ -71,6 +72,13 @@ Stop = Annotated[
         "--stop", metavar="NAME", help="Treat this tensor as a constant: no gradient flows through it."
     ),
 ]
+Quantize = Annotated[
+    Quantization | None,
+    typer.Option(
+        help="What is done where numbers are rounded to integers: take rounding for the identity. Default: "
+        "refuse it."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Inputs = Annotated[
     Path | None,
@@ -96,10 +104,11 @@ def vjp(
     wrt: Wrt = None,
     of: Of = None,
     stop: Stop = None,
+    quantization: Quantize = None,
     as_json: Json = False,
 ) -> None:
     """Write the model with its gradients: cotangent inputs <y>_grad in, gradient outputs <x>_grad out."""
-    _transform(onnx_grad.vjp, model, out, wrt, of, stop, as_json)
+    _transform(onnx_grad.vjp, model, out, wrt, of, stop, quantization, as_json)
 
 
 @app.command()
@@ -109,10 +118,56 @@ def grad(
     wrt: Wrt = None,
     of: Of = None,
     stop: Stop = None,
+    quantization: Quantize = None,
     as_json: Json = False,
 ) -> None:
     """Write the model with the gradients of one scalar output: no cotangent input is needed."""
-    _transform(onnx_grad.grad, model, out, wrt, of, stop, as_json)
+    _transform(onnx_grad.grad, model, out, wrt, of, stop, quantization, as_json)
+
+
+@app.command(name="training-mode")
+def training_mode(
+    model: ModelFile,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write the model.")],
+    dropout: Annotated[
+        float | None,
+        typer.Option(metavar="RATIO", help="Ratio of all Dropout layers. Default: each has its own."),
+    ] = None,
+    no_dropout: Annotated[bool, typer.Option("--no-dropout", help="Leave Dropout as it is.")] = False,
+    no_batch_norm: Annotated[
+        bool, typer.Option("--no-batch-norm", help="Leave BatchNormalization as it is.")
+    ] = False,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layer",
+            metavar="NAME",
+            help="Change the layers that this node name or pattern fits; repeat for more. Default: all.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the model as it is in training: Dropout active, BatchNormalization with the batch's statistics.
+
+    OUT has an input for the seed of the masks, and outputs for the updated running statistics.
+    """
+    with _errors(as_json):
+        if dropout is not None and no_dropout:
+            raise InputError("--dropout and --no-dropout exclude each other; give one of them")
+        _check_other_file(model, out)
+        ratio = not no_dropout if dropout is None else dropout
+        result = onnx_grad.training_mode(
+            model, dropout=ratio, batch_norm=not no_batch_norm, layers=layers, save_as=out
+        )
+        notes = {key: _noted(result, key) for key in ("training_layers", "seed", "updated_statistics")}
+        if as_json:
+            _print_json({"out": str(out), **notes})
+            return
+        changed, seeds, updated = notes.values()
+        rows = [(layer, operator, "") for layer, operator in changed.items()]
+        rows += [(name, "seed of the masks", "input") for name in seeds.values()]
+        rows += [(name, f"next {statistic}", "output") for statistic, name in updated.items()]
+        _print_rows(f"{out}: {len(changed)} layers in training mode", rows)
 
 
 @app.command()
@@ -121,11 +176,12 @@ def inspect(
     wrt: Wrt = None,
     of: Of = None,
     stop: Stop = None,
+    quantization: Quantize = None,
     as_json: Json = False,
 ) -> None:
     """Show what would be differentiated, by which rule, and everything that blocks."""
     with _errors(as_json):
-        report = onnx_grad.inspect(model, _names(wrt), _names(of), stop=stop or ())
+        report = onnx_grad.inspect(model, _names(wrt), _names(of), stop=stop or (), quantization=quantization)
         if as_json:
             typer.echo(report.to_json())
         else:
@@ -140,6 +196,7 @@ def check(
     wrt: Wrt = None,
     of: Of = None,
     stop: Stop = None,
+    quantization: Quantize = None,
     inputs: Inputs = None,
     dims: Annotated[
         list[str] | None,
@@ -193,6 +250,7 @@ def check(
             integer_ranges=dict(_assignments("--range", ranges, _range)),
             seed=seed,
             stop=stop or (),
+            quantization=quantization,
             rtol=rtol,
             atol=atol,
             evaluator=evaluator,
@@ -226,6 +284,7 @@ def run(
     wrt: Wrt = None,
     of: Of = None,
     stop: Stop = None,
+    quantization: Quantize = None,
     providers: Annotated[
         list[str] | None,
         typer.Option(
@@ -243,7 +302,7 @@ def run(
     """
     with _errors(as_json):
         check_target(out)
-        function = _gradient_function(model, wrt, of, stop, providers)
+        function = _gradient_function(model, wrt, of, stop, quantization, providers)
         started = time.perf_counter()
         result = function(_read_arrays(inputs, _fed_names(function)))
         seconds = time.perf_counter() - started
@@ -251,7 +310,7 @@ def run(
             **result.values,
             **{function.gradient_outputs[x]: dx for x, dx in result.gradients.items()},
         }
-        _write_arrays(out, arrays)
+        write_arrays(out, arrays)
         if as_json:
             _print_json({"out": str(out), "seconds": seconds, "arrays": _described(arrays)})
         else:
@@ -265,14 +324,16 @@ def _transform(
     wrt: list[str] | None,
     of: list[str] | None,
     stop: list[str] | None,
+    quantization: Quantization | None,
     as_json: bool,
 ) -> None:
     with _errors(as_json):
-        if out.exists() and out.samefile(model):
-            raise OutputError(f"'{out}' is the model itself and would be lost; give another name")
+        _check_other_file(model, out)
         started = time.perf_counter()
         with stderr.status("differentiating …"):
-            result = transform(model, _names(wrt), _names(of), stop=stop or (), save_as=out)
+            result = transform(
+                model, _names(wrt), _names(of), stop=stop or (), quantization=quantization, save_as=out
+            )
         seconds = time.perf_counter() - started
         summary = _summary(result, out, seconds)
         if as_json:
@@ -281,37 +342,50 @@ def _transform(
             _print_summary(summary)
 
 
-def _summary(model: onnx.ModelProto, out: Path, seconds: float) -> dict[str, Any]:
+def _check_other_file(model: Path, out: Path) -> None:
+    if out.exists() and out.samefile(model):
+        raise OutputError(f"'{out}' is the model itself and would be lost; give another name")
+
+
+def _noted(model: onnx.ModelProto, key: str) -> dict[str, str]:
+    """What a transform noted in the metadata of its result."""
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    added = sum(
-        any(entry.key.startswith(METADATA_PREFIX) for entry in node.metadata_props)
-        for node in model.graph.node
-    )
+    noted: dict[str, str] = json.loads(metadata[METADATA_PREFIX + key])
+    return noted
+
+
+def _summary(model: onnx.ModelProto, out: Path, seconds: float) -> dict[str, Any]:
+    serving = {METADATA_PREFIX + key for key in ("forward_node", "tensor")}
+    added = sum(any(entry.key in serving for entry in node.metadata_props) for node in model.graph.node)
     return {
         "out": str(out),
         "bytes": out.stat().st_size,
         "seconds": seconds,
         "forward_nodes": len(model.graph.node) - added,
         "backward_nodes": added,
-        "cotangents": json.loads(metadata[METADATA_PREFIX + "cotangents"]),
-        "gradients": json.loads(metadata[METADATA_PREFIX + "gradients"]),
+        "cotangents": _noted(model, "cotangents"),
+        "gradients": _noted(model, "gradients"),
     }
 
 
 def _print_summary(summary: Mapping[str, Any]) -> None:
-    stdout.print(
-        f"{escape(summary['out'])}: {summary['forward_nodes']} forward and {summary['backward_nodes']} "
+    rows = [(tensor, "cotangent", f"input {name}") for tensor, name in summary["cotangents"].items()]
+    rows += [(tensor, "gradient", f"output {name}") for tensor, name in summary["gradients"].items()]
+    _print_rows(
+        f"{summary['out']}: {summary['forward_nodes']} forward and {summary['backward_nodes']} "
         f"backward nodes, {summary['bytes']:,} bytes, in {summary['seconds']:.2f} s",
-        highlight=False,
+        rows,
     )
+
+
+def _print_rows(title: str, rows: Sequence[tuple[str, str, str]]) -> None:
+    """What a transform did: a tensor or layer, what that is, and where it is in the new graph."""
+    stdout.print(escape(title), highlight=False)
     table = Table(box=None, pad_edge=False)
-    table.add_column("tensor")
-    table.add_column("")
-    table.add_column("in the new graph")
-    for tensor, name in summary["cotangents"].items():
-        table.add_row(escape(tensor), "cotangent", f"input {escape(name)}")
-    for tensor, name in summary["gradients"].items():
-        table.add_row(escape(tensor), "gradient", f"output {escape(name)}")
+    for column in ("name", "", "in the new graph"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*map(escape, row))
     stdout.print(table)
 
 
@@ -320,13 +394,16 @@ def _gradient_function(
     wrt: list[str] | None,
     of: list[str] | None,
     stop: list[str] | None,
+    quantization: Quantization | None,
     providers: list[str] | None,
 ) -> GradientFunction:
     if not is_gradient_model(model):
-        return GradientFunction(model, _names(wrt), _names(of), stop=stop or (), providers=providers)
-    if wrt or of or stop:
+        return GradientFunction(
+            model, _names(wrt), _names(of), stop=stop or (), quantization=quantization, providers=providers
+        )
+    if wrt or of or stop or quantization:
         raise InputError(
-            f"'{model}' already is a gradient model, so --wrt, --of and --stop do not apply; "
+            f"'{model}' already is a gradient model, so --wrt, --of, --stop and --quantization do not apply; "
             "run the forward model with them instead"
         )
     return GradientFunction.from_gradient_model(model, providers=providers)
@@ -340,32 +417,12 @@ def _graph_inputs(model: Path) -> list[str]:
     return [value.name or "" for value in onnx_grad.runtime.read_model(model).graph.inputs]
 
 
-def _read_arrays(path: Path, names: list[str]) -> dict[str, np.ndarray[Any, Any]]:
+def _read_arrays(path: Path, names: list[str]) -> Arrays:
     """The arrays of an .npz file that are named after the graph's inputs."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(f"'{path}' holds a single array; write named ones with numpy.savez")
-            arrays = {name: archive[name] for name in archive.files}
-    except OSError as error:
-        raise InputError(f"cannot read '{path}': {error.strerror or error}") from error
-    except (ValueError, BadZipFile) as error:
-        raise InputError(f"'{path}' is not an .npz file of plain arrays: {error}") from error
-    used = {name: array for name, array in arrays.items() if name in names}
-    if not used:
-        raise InputError(
-            f"'{path}' holds {', '.join(map(repr, arrays)) or 'no arrays'}, and the model's inputs are "
-            f"{', '.join(map(repr, names))}; name the arrays after the inputs"
-        )
-    ignored = [name for name in arrays if name not in used]
+    used, ignored = read_arrays(path, names)
     if ignored:
         stderr.print(f"ignored, no input of that name: {escape(', '.join(ignored))}", style="dim")
     return used
-
-
-def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """All arrays into one .npz file, whole or not at all."""
-    write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
 def _described(arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, dict[str, Any]]:
@@ -420,7 +477,8 @@ def _errors(as_json: bool) -> Iterator[None]:
     """Errors of the library become a message on stderr and exit code 2; warnings one line each."""
     try:
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", NoPathWarning)
+            for category in (NoLayerWarning, NoPathWarning):
+                warnings.simplefilter("always", category)
             yield
     except OnnxGradError as error:
         if as_json:

@@ -15,19 +15,19 @@ class ModelError(OnnxGradError):
 
 
 class UnknownNameError(OnnxGradError):
-    """A name in `wrt`, `of` or `stop` is not a tensor of the model."""
+    """A name in `wrt`, `of` or `stop` is not a tensor of the model, or one in `layers` is no layer."""
 
     @classmethod
-    def near(cls, role: str, name: str, known: Iterable[str]) -> UnknownNameError:
-        """Build the error for `name`, listing the closest of the `known` names."""
+    def near(cls, role: str, name: str, known: Iterable[str], kind: str = "tensor") -> UnknownNameError:
+        """Build the error for `name`, listing the closest of the `known` names of that kind."""
         known = list(known)
         close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
         if close:
             hint = "Did you mean " + ", ".join(f"'{c}'" for c in close) + "?"
         else:
             shown = ", ".join(f"'{k}'" for k in known[:8])
-            hint = f"The model has {len(known)} tensors, among them {shown}."
-        return cls(f"{role}: the model has no tensor named '{name}'. {hint}")
+            hint = f"The model has {len(known)} {kind}s, among them {shown}."
+        return cls(f"{role}: the model has no {kind} named '{name}'. {hint}")
 
 
 class NotDifferentiableError(OnnxGradError):
@@ -56,3 +56,7 @@ class OutputError(OnnxGradError):
 
 class NoPathWarning(UserWarning):
     """No differentiable path leads from a tensor in `wrt` to any in `of`: its gradient is zeros."""
+
+
+class NoLayerWarning(UserWarning):
+    """A model has none of the layers that were to be put into training mode: it stays as it is."""

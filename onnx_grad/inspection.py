@@ -17,7 +17,7 @@ from rich.text import Text
 import onnx_grad.rules  # noqa: F401  (fills the table)
 from onnx_grad.path import Path, Step
 from onnx_grad.prepare import Model, prepare
-from onnx_grad.registry import State
+from onnx_grad.registry import Quantization, State
 from onnx_grad.selection import Names, Selection
 from onnx_grad.transforms import expand_path
 
@@ -62,6 +62,7 @@ class InspectionReport:
         without_path: Those in `wrt` that no differentiable path leads from: their gradient is zeros.
         operators: The operators on the way, most frequent first.
         expanded: Operators that were replaced by their function bodies on the way.
+        quantization: What is done where numbers are rounded, if that is not refused.
         blockers: Every node that cannot be differentiated.
     """
 
@@ -72,6 +73,7 @@ class InspectionReport:
     without_path: list[str]
     operators: list[OperatorReport]
     expanded: list[str]
+    quantization: str | None
     blockers: list[Blocker]
 
     @property
@@ -95,6 +97,8 @@ class InspectionReport:
             yield Text("no path, gradient is zeros: " + ", ".join(self.without_path))
         if self.expanded:
             yield "expanded by their function bodies: " + ", ".join(self.expanded)
+        if self.quantization:
+            yield f"quantization: {self.quantization}"
         yield self._operator_table()
         if self.blockers:
             yield self._blocker_table()
@@ -131,14 +135,22 @@ class InspectionReport:
         return table
 
 
-def inspect(model: Model, wrt: Names = None, of: Names = None, *, stop: Names = ()) -> InspectionReport:
-    """Report what `vjp(model, wrt, of, stop=stop)` would do, and everything that stands in its way.
+def inspect(
+    model: Model,
+    wrt: Names = None,
+    of: Names = None,
+    *,
+    stop: Names = (),
+    quantization: Quantization | None = None,
+) -> InspectionReport:
+    """Report what `vjp` would do with the same arguments, and everything that stands in its way.
 
     Args:
         model: As for `vjp`.
         wrt: As for `vjp`.
         of: As for `vjp`.
         stop: As for `vjp`.
+        quantization: As for `vjp`.
 
     Returns:
         The report; it prints as tables.
@@ -150,7 +162,7 @@ def inspect(model: Model, wrt: Names = None, of: Names = None, *, stop: Names = 
     """
     forward = prepare(model)
     before = len(forward.model.graph)
-    forward, selection, path, expanded = expand_path(forward, wrt, of, stop)
+    forward, selection, path, expanded = expand_path(forward, wrt, of, stop, quantization)
     return InspectionReport(
         opset=forward.model.graph.opset_imports.get("", 0),
         nodes=before,
@@ -159,6 +171,7 @@ def inspect(model: Model, wrt: Names = None, of: Names = None, *, stop: Names = 
         without_path=[str(x.name) for x in _asked_for(selection, path) if not path.reaches(x)],
         operators=_operators(path),
         expanded=sorted(expanded),
+        quantization=quantization,
         blockers=[Blocker(str(step.node.name), _operator(step), reason) for step, reason in path.blocked()],
     )
 
@@ -168,8 +181,8 @@ def _asked_for(selection: Selection, path: Path) -> list[ir.Value]:
 
 
 def _operators(path: Path) -> list[OperatorReport]:
-    counts = Counter(_operator(step) for step in path.steps)
-    first = {_operator(step): step for step in reversed(path.steps)}
+    counts = Counter(_operator(step) for step in path.all_steps())
+    first = {_operator(step): step for step in reversed(list(path.all_steps()))}
     return [
         OperatorReport(
             operator,
@@ -192,8 +205,9 @@ def _operator(step: Step) -> str:
 
 
 def _rule(step: Step) -> str:
-    rule = step.entry.rule
-    if step.entry.state is not State.RULE or rule is None:
+    entry = step.entry
+    rule = entry.rule or entry.structural or entry.composition
+    if entry.state is not State.RULE or rule is None:
         return ""
     module = rule.__module__.removeprefix("onnx_grad.rules.")
     return f"{module}.{rule.__name__}"

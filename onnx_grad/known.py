@@ -17,6 +17,25 @@ Dimension = int | ir.SymbolicDim
 
 FLOAT_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
+HALF_TYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+
+# Real numbers rounded to so few bits that no arithmetic is defined on them.
+_NARROW_TYPES = frozenset(
+    {
+        ir.DataType.FLOAT8E4M3FN,
+        ir.DataType.FLOAT8E4M3FNUZ,
+        ir.DataType.FLOAT8E5M2,
+        ir.DataType.FLOAT8E5M2FNUZ,
+        ir.DataType.FLOAT8E8M0,
+        ir.DataType.FLOAT6E2M3,
+        ir.DataType.FLOAT6E3M2,
+        ir.DataType.FLOAT4E2M1,
+    }
+)
+
+# The type of the cotangents of integers, and of narrow floats, that stand for real numbers.
+ROUNDED_COTANGENT = ir.DataType.FLOAT
+
 
 def operand(node: ir.Node, index: int) -> ir.Value:
     """Input `index` of `node`, which the operator requires."""
@@ -34,6 +53,18 @@ def optional_operand(node: ir.Node, index: int) -> ir.Value | None:
 def may_be_float(value: ir.Value) -> bool:
     """Whether derivatives can flow through `value`: it is of a float type, or its type is unknown."""
     return value.dtype is None or value.dtype in FLOAT_TYPES
+
+
+def is_narrow_float(value: ir.Value | None) -> bool:
+    """Whether `value` is of a float type of eight bits or fewer: quantised real numbers."""
+    return value is not None and value.dtype in _NARROW_TYPES
+
+
+def may_be_rounded(value: ir.Value) -> bool:
+    """Whether `value` is of a type that real numbers are rounded to: integers, or floats of few bits."""
+    if value.dtype is None or not isinstance(value.type, ir.TensorType):
+        return False
+    return value.dtype.is_integer() or is_narrow_float(value)
 
 
 def dimensions(value: ir.Value) -> tuple[Dimension, ...] | None:

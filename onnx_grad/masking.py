@@ -16,7 +16,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnx_grad.builder import Builder
-from onnx_grad.singularities import leads_to_singularity, may_be_unused_at_singularity
+from onnx_grad.singularities import is_elementwise, leads_to_singularity, may_be_unused_at_singularity
 
 
 def cast_like(op: Builder, value: ir.Value, like: ir.Value) -> ir.Value:
@@ -54,7 +54,14 @@ def without_undefined(op: Builder, node: ir.Node, cotangent: ir.Value, dy: ir.Va
         cotangent: What a rule made of `dy`; for the operators concerned, it has the shape of `dy`.
         dy: The cotangent of the first output of `node`, if one arrived.
     """
-    if cotangent is dy or not may_be_unused_at_singularity(op, node):
+    if cotangent is dy or dy is None or not is_elementwise(node):
         return cotangent
-    undefined = op.And(op.IsNaN(cotangent), op.Equal(dy, 0.0))
-    return op.Where(undefined, 0.0, cotangent)
+    return zero_where_unused(op, node, cotangent, dy)
+
+
+def zero_where_unused(op: Builder, node: ir.Node, product: ir.Value, dy: ir.Value) -> ir.Value:
+    """The same of a `product` of the shape of `dy` that a rule goes on with."""
+    if not may_be_unused_at_singularity(op, node):
+        return product
+    undefined = op.And(op.IsNaN(product), op.Equal(dy, 0.0))
+    return op.Where(undefined, 0.0, product)

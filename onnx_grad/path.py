@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from onnx_grad import known, registry
-from onnx_grad.registry import Entry, State
+from onnx_grad.registry import Entry, OperatorId, Quantization, State
+from onnx_grad.rounding import gives_floats, has_schema, takes_floats
+from onnx_grad.wiring import Edge, Wiring, bodies, wiring
+
+# Where the `meta` of a node says why it could not be made what has a rule.
+OBSTACLE = "onnx_grad.obstacle"
 
 
 @dataclass(frozen=True)
@@ -20,22 +25,42 @@ class Step:
         entry: The declared state of its operator.
         wanted: Positions of the inputs whose cotangents are needed.
         reached: Positions of the outputs whose cotangents arrive.
-        captures: Whether one of its subgraphs captures a value that depends on `wrt`.
+        captured: The values that its bodies read from outside and whose cotangents are needed.
     """
 
     node: ir.Node
     entry: Entry
     wanted: tuple[int, ...]
     reached: tuple[int, ...]
-    captures: bool = False
+    captured: tuple[ir.Value, ...] = ()
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether integers that stand for real numbers come in or go out."""
+        operands = (self.node.inputs[index] for index in self.wanted)
+        results = (self.node.outputs[index] for index in self.reached)
+        values = (*operands, *results, *self.captured)
+        return not all(value is None or known.may_be_float(value) for value in values)
+
+    @property
+    def runs_on_floats(self) -> bool:
+        """Whether integers that stand for real numbers have to be made floats for the rule."""
+        return self.is_quantized and self.entry.quantization is None and not self.entry.rounds
 
     def blocked(self) -> str | None:
         """Why this node cannot be differentiated, or `None` when it can."""
+        if OBSTACLE in self.node.meta:
+            return str(self.node.meta[OBSTACLE])
         if self.entry.state is State.REFUSED:
             return self.entry.reason
-        if _subgraphs(self.node):
+        if self.runs_on_floats and (self.entry.structural is not None or not has_schema(self.node)):
             return (
-                "it holds a subgraph, and subgraphs are not differentiated; "
+                "integers that stand for real numbers go into or out of it, and the rule of "
+                f"{self.node.op_type} is for floats; dequantize them before it and quantize them after it"
+            )
+        if self.entry.structural is None and next(bodies(self.node), None) is not None:
+            return (
+                f"it holds a graph, and how values flow through {self.node.op_type} is not known; "
                 "cut the flow with stop=[…] at a tensor before or after it"
             )
         if self.entry.refuses is not None:
@@ -44,13 +69,19 @@ class Step:
 
 
 class Path:
-    """The nodes through which `of` depends on `wrt`, in topological order.
+    """The nodes through which `of` depends on `wrt`, in topological order, those inside bodies included.
 
     Args:
         graph: A forward graph in topological order.
         wrt: The values to differentiate with respect to.
         of: The values to differentiate.
         stop: Values that count as constants: nothing flows through them to what produced them.
+        quantization: What is done about rounding; `None` refuses it.
+        functions: Domain and name of the functions of the model.
+
+    Attributes:
+        steps: The nodes of `graph` itself.
+        quantization: What is done about rounding.
     """
 
     def __init__(
@@ -59,22 +90,44 @@ class Path:
         wrt: Iterable[ir.Value],
         of: Iterable[ir.Value],
         stop: Iterable[ir.Value] = (),
+        quantization: Quantization | None = None,
+        functions: Container[OperatorId] = (),
     ) -> None:
+        self.quantization = quantization
         self._opset = graph.opset_imports.get("")
         self._stop = set(stop)
+        self._functions = functions
+        self._candidates: dict[ir.Graph, list[ir.Node]] = {}
+        self._steps: dict[ir.Graph, list[Step]] = {}
         self._dependent = set(wrt)
-        candidates = [node for node in graph if self._spread(node)]
+        self._spread_through(graph)
         self._needed = set(of)
-        self.steps = [step for node in reversed(candidates) for step in self._step(node)]
-        self.steps.reverse()
+        self._step_through(graph)
+        self.steps = self._steps[graph]
+
+    def steps_in(self, body: ir.Graph) -> list[Step]:
+        """The nodes of a body through which its outputs depend on `wrt`, in topological order."""
+        return self._steps.get(body, [])
 
     def reaches(self, value: ir.Value) -> bool:
         """Whether a differentiable path leads from `value` to some value in `of`."""
         return value in self._needed
 
+    def is_active(self, value: ir.Value) -> bool:
+        """Whether `value` depends on `wrt`, and some value in `of` on it."""
+        return value in self._dependent and value in self._needed
+
+    def all_steps(self) -> Iterator[Step]:
+        """The steps of the graph and of all bodies on the way."""
+        for steps in self._steps.values():
+            yield from steps
+
     def blocked(self) -> list[tuple[Step, str]]:
         """Every node that cannot be differentiated, with the reason."""
-        return [(step, reason) for step in self.steps if (reason := step.blocked()) is not None]
+        return [(step, reason) for step in self.all_steps() if (reason := step.blocked()) is not None]
+
+    def _spread_through(self, graph: ir.Graph) -> None:
+        self._candidates[graph] = [node for node in graph if self._spread(node)]
 
     def _spread(self, node: ir.Node) -> bool:
         """Mark the outputs of `node` as dependent when an input is; whether it is.
@@ -83,23 +136,60 @@ class Path:
         """
         entry = self._entry(node)
         inputs = dict(self._dependent_inputs(node, entry))
-        if entry.state is State.ZERO or not (inputs or self._captures(node)):
+        if entry.state is State.ZERO or not (inputs or self._dependent_captures(node)):
             return False
-        quantised = entry.rounds or not all(map(known.may_be_float, inputs.values()))
+        wires = wiring(node) if entry.structural is not None else None
+        if wires is not None:
+            self._spread_through_bodies(wires)
+            return True
+        rounded = any(map(known.may_be_rounded, inputs.values()))
         self._dependent.update(
             output
-            for output in node.outputs
-            if (quantised or known.may_be_float(output)) and output not in self._stop
+            for index, output in enumerate(node.outputs)
+            if (
+                known.may_be_float(output)
+                or known.is_narrow_float(output)
+                or (entry.rounds and known.may_be_rounded(output))
+                or (rounded and known.may_be_rounded(output) and gives_floats(node, index))
+            )
+            and output not in self._stop
         )
         return True
 
+    def _spread_through_bodies(self, wires: Wiring) -> None:
+        """Until a further iteration adds nothing."""
+        self._follow(wires.entering, self._dependent)
+        changed = True
+        while changed:
+            for body in wires.bodies:
+                self._spread_through(body)
+            changed = self._follow(wires.returning, self._dependent)
+        self._follow((*wires.leaving, *wires.skipping), self._dependent)
+
+    def _follow(self, edges: Iterable[Edge], marked: set[ir.Value]) -> bool:
+        """Mark where `edges` from marked values lead; whether that is anything new."""
+        new = {
+            target
+            for source, target in edges
+            if source in marked and _may_flow(source, target) and target not in self._stop
+        }
+        before = len(marked)
+        marked |= new
+        return len(marked) > before
+
     def _dependent_inputs(self, node: ir.Node, entry: Entry) -> Iterator[tuple[int, ir.Value]]:
         for index, value in enumerate(node.inputs):
-            if value is not None and value in self._dependent and index not in entry.frozen:
+            if value is None or value not in self._dependent or index in entry.frozen:
+                continue
+            if known.may_be_float(value) or entry.rounds or takes_floats(node, index):
                 yield index, value
 
-    def _captures(self, node: ir.Node) -> bool:
-        return any(value in self._dependent for value in known.captured_values(node))
+    def _dependent_captures(self, node: ir.Node) -> list[ir.Value]:
+        return list(dict.fromkeys(v for v in known.captured_values(node) if v in self._dependent))
+
+    def _step_through(self, graph: ir.Graph) -> None:
+        steps = [step for node in reversed(self._candidates[graph]) for step in self._step(node)]
+        self._steps[graph] = steps[::-1]
 
     def _step(self, node: ir.Node) -> Iterator[Step]:
         reached = tuple(
@@ -110,21 +200,42 @@ class Path:
         if not reached:
             return
         entry = self._entry(node)
-        wanted = dict(self._dependent_inputs(node, entry))
-        captures = self._captures(node)
-        if not wanted and not captures:
+        wires = wiring(node) if entry.structural is not None else None
+        if wires is not None:
+            self._step_through_bodies(wires)
+            wanted = {i: v for i, v in self._dependent_inputs(node, entry) if self._enters(v, wires)}
+            captured = [v for v in self._dependent_captures(node) if v in self._needed]
+        else:
+            wanted = dict(self._dependent_inputs(node, entry))
+            captured = self._dependent_captures(node)
+        if not wanted and not captured:
             return
-        self._needed.update(wanted.values())
-        if captures:
-            self._needed.update(v for v in known.captured_values(node) if v in self._dependent)
-        yield Step(node, entry, tuple(wanted), reached, captures)
+        self._needed.update(wanted.values(), captured)
+        yield Step(node, entry, tuple(wanted), reached, tuple(captured))
+
+    def _step_through_bodies(self, wires: Wiring) -> None:
+        """The same as spreading, against the edges."""
+        self._follow(_reversed((*wires.leaving, *wires.skipping)), self._needed)
+        changed = True
+        while changed:
+            for body in wires.bodies:
+                if body in self._candidates:
+                    self._step_through(body)
+            changed = self._follow(_reversed(wires.returning), self._needed)
+
+    def _enters(self, value: ir.Value, wires: Wiring) -> bool:
+        """Whether some value in `of` depends on an operand through the bodies, or around them."""
+        edges = (*wires.entering, *wires.skipping)
+        return any(source is value and self.is_active(target) for source, target in edges)
 
     def _entry(self, node: ir.Node) -> Entry:
-        return registry.lookup(node.domain, node.op_type, self._opset)
+        return registry.lookup(node.domain, node.op_type, self._opset, self.quantization, self._functions)
 
 
-def _subgraphs(node: ir.Node) -> bool:
-    return any(
-        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-        for attribute in node.attributes.values()
-    )
+def _may_flow(source: ir.Value, target: ir.Value) -> bool:
+    """Whether a derivative can flow between values of one type; marked integers stand for real numbers."""
+    return known.may_be_float(target) or not known.may_be_float(source)
+
+
+def _reversed(edges: Iterable[Edge]) -> Iterator[Edge]:
+    return ((target, source) for source, target in edges)

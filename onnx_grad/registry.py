@@ -9,18 +9,44 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
 
 import onnx
 import onnx_ir as ir
+
+from onnx_grad.builder import Builder
+from onnx_grad.errors import InputError, RuleError
 
 Thunk = Callable[[], ir.Value | None]
 InputCotangent = ir.Value | Thunk | None
 Rule = Callable[..., InputCotangent | Sequence[InputCotangent]]
 Refusal = Callable[[ir.Node], str | None]
 
+
+class Flow(Protocol):
+    """What the rule of a node with bodies can ask about the derivatives in them."""
+
+    @property
+    def captured(self) -> Sequence[ir.Value]:
+        """The values that the bodies read from outside and whose cotangents are needed."""
+
+    def is_active(self, value: ir.Value) -> bool:
+        """Whether the cotangent of `value` is needed and may differ from zero."""
+
+    def pull_back(
+        self, op: Builder, body: ir.Graph, seeds: Sequence[tuple[ir.Value, ir.Value]]
+    ) -> Mapping[ir.Value, ir.Value]:
+        """Build with `op` the cotangents of what `body` reads, given those of its outputs."""
+
+
+StructuralRule = Callable[..., Sequence[tuple[ir.Value, ir.Value]]]
+Composition = Callable[[Builder, ir.Node], ir.Value | Sequence[ir.Value | None]]
+
 OperatorId = tuple[str, str]
+
+Quantization = Literal["straight-through"]
 
 
 class State(enum.Enum):
@@ -39,18 +65,26 @@ class Entry:
     Attributes:
         state: The declared state.
         rule: For `State.RULE`, the function that builds the cotangents of the inputs.
+        structural: For `State.RULE` of an operator with bodies, the function that builds the cotangents of
+            everything they read.
+        function: For `State.EXPANDED` of an operator that a user defined, its body.
+        composition: For `State.RULE` of an operator that others compose, the function that builds it of them.
         arity: How many cotangents of outputs `rule` takes; `None` for any number.
         broadcasts: Whether the inputs are stretched to the output's shape, to be undone after the rule.
         frozen: Positions of float inputs that have no derivative (a ratio, a scale factor).
         refuses: Gives the reason why a particular node cannot be differentiated, or `None`.
         convention: The value chosen where the function has no derivative.
         reason: For `State.REFUSED` and `State.ZERO`, why.
-        rounds: For `State.REFUSED`, whether integer outputs stand for real numbers, so that their being
-            integers does not end the path.
+        rounds: Whether its integers stand for real numbers, so that their being integers does not end the
+            path, and its rule takes and gives float cotangents for them.
+        quantization: What is done about rounding, where the row holds for that only.
     """
 
     state: State
     rule: Rule | None = None
+    structural: StructuralRule | None = None
+    composition: Composition | None = None
+    function: onnx.FunctionProto | None = None
     arity: int | None = None
     broadcasts: bool = False
     frozen: frozenset[int] = field(default_factory=frozenset)
@@ -58,9 +92,18 @@ class Entry:
     convention: str = ""
     reason: str = ""
     rounds: bool = False
+    quantization: Quantization | None = None
 
 
 _table: dict[OperatorId, Entry] = {}
+_straight_through: dict[OperatorId, Entry] = {}
+
+# Why an operator that has a rule in the second table only is refused without it.
+_ROUNDS = (
+    "it computes with rounded numbers, so its derivative is zero or undefined; "
+    'quantization="straight-through" takes rounding for the identity, or differentiate the model before it '
+    "is quantized"
+)
 
 
 def gradient(
@@ -71,6 +114,8 @@ def gradient(
     frozen: Sequence[int] = (),
     refuses: Refusal | None = None,
     convention: str = "",
+    quantization: Quantization | None = None,
+    rounds: bool = False,
 ) -> Callable[[Rule], Rule]:
     """Register the decorated function as the gradient rule of an operator.
 
@@ -88,13 +133,16 @@ def gradient(
         frozen: Positions of float inputs without a derivative.
         refuses: Called with a node before any work; a returned text is why it cannot be differentiated.
         convention: What the rule gives where the function has no derivative, in a few words.
+        quantization: Register the rule for this choice of `vjp` only, beside what holds without it. Such a
+            rule takes and gives cotangents of integers, which are float32.
+        rounds: The integer outputs stand for real numbers, so that derivatives flow through them.
 
     Returns:
         The decorator, which gives the function back unchanged.
     """
 
     def register(rule: Rule) -> Rule:
-        _table[_identifier(domain, op_type)] = Entry(
+        _table_for(quantization)[_identifier(domain, op_type)] = Entry(
             State.RULE,
             rule=rule,
             arity=_cotangent_count(rule),
@@ -102,10 +150,98 @@ def gradient(
             frozen=frozenset(frozen),
             refuses=refuses,
             convention=convention,
+            quantization=quantization,
+            rounds=rounds,
         )
         return rule
 
     return register
+
+
+def structural_gradient(
+    op_type: str, *, refuses: Refusal | None = None
+) -> Callable[[StructuralRule], StructuralRule]:
+    """Register the decorated function as the gradient rule of an operator that runs bodies.
+
+    The rule is called as `rule(op, node, flow, cotangents)`: `flow` pulls cotangents back through a body, and
+    `cotangents` has one for each output, `None` where none arrives. It returns pairs of a value that the node
+    reads, as an operand or inside a body, and a contribution to its cotangent.
+
+    Args:
+        op_type: Operator type of the default domain.
+        refuses: Called with a node before any work; a returned text is why it cannot be differentiated.
+    """
+
+    def register(rule: StructuralRule) -> StructuralRule:
+        _table["", op_type] = Entry(State.RULE, structural=rule, refuses=refuses)
+        return rule
+
+    return register
+
+
+def composition(
+    op_type: str,
+    *,
+    domain: str = "",
+    frozen: Sequence[int] = (),
+    refuses: Refusal | None = None,
+    convention: str = "",
+    quantization: Quantization | None = None,
+    rounds: bool = False,
+) -> Callable[[Composition], Composition]:
+    """Register the decorated function as what an operator is composed of, which gives its gradient.
+
+    The function is called as `define(op, node)`, builds with `op` what the node computes out of operators
+    that have rules, and returns the value of its first output, or one for each output, `None` for those that
+    have no derivative. The gradient is that of what it builds. The forward node stays what it is: of the
+    composition, only what the gradient reads becomes part of the graph.
+
+    Args:
+        op_type: Operator type.
+        domain: Its domain.
+        frozen: Positions of float inputs without a derivative.
+        refuses: Called with a node before any work; a returned text is why it cannot be differentiated.
+        convention: As for `gradient`.
+        quantization: As for `gradient`.
+        rounds: As for `gradient`.
+    """
+
+    def register(define: Composition) -> Composition:
+        _table_for(quantization)[_identifier(domain, op_type)] = Entry(
+            State.RULE,
+            composition=define,
+            frozen=frozenset(frozen),
+            refuses=refuses,
+            convention=convention,
+            quantization=quantization,
+            rounds=rounds,
+        )
+        return define
+
+    return register
+
+
+def define_function(op_type: str, function: onnx.FunctionProto, *, domain: str) -> None:
+    """Define an operator of a custom domain by an ONNX function; its gradient follows.
+
+    Where the operator is on the way from `wrt` to `of`, its nodes are replaced by the function's, so that
+    ONNX Runtime needs no kernel for it there.
+
+    Args:
+        op_type: Operator type. A later definition, or rule, replaces an earlier one.
+        function: Its body; inputs, outputs and attributes are matched as for a call of a model-local
+            function. Its own name and domain do not matter. (Of a function of onnxscript, it is
+            `to_function_proto()`.)
+        domain: Its domain.
+
+    Raises:
+        RuleError: The domain is one that ONNX defines, or the function has no nodes.
+    """
+    if domain == "" or domain.startswith("ai.onnx"):
+        raise RuleError(f"define_function: '{domain}' is a domain of the ONNX standard; use one of your own")
+    if not function.node:
+        raise RuleError(f"define_function: the function given for '{op_type}' has no nodes")
+    _table[domain, op_type] = Entry(State.EXPANDED, function=function)
 
 
 def derivative_is_zero(*op_types: str, domain: str = "", reason: str = "") -> None:
@@ -114,34 +250,45 @@ def derivative_is_zero(*op_types: str, domain: str = "", reason: str = "") -> No
         _table[_identifier(domain, op_type)] = Entry(State.ZERO, reason=reason)
 
 
-def refused(*op_types: str, domain: str = "", reason: str, rounds: bool = False) -> None:
+def refused(*op_types: str, domain: str = "", reason: str) -> None:
     """Declare operators that cannot be differentiated, with a reason that a user can act on.
 
     Args:
         *op_types: Their types.
         domain: Their domain.
         reason: Why, and what to do instead.
-        rounds: Their integer outputs stand for real numbers, as quantised ones do: a gradient that is zero
-            because of them would surprise, so it is refused as well.
     """
     for op_type in op_types:
-        _table[_identifier(domain, op_type)] = Entry(State.REFUSED, reason=reason, rounds=rounds)
+        _table[_identifier(domain, op_type)] = Entry(State.REFUSED, reason=reason)
 
 
-def lookup(domain: str, op_type: str, opset: int | None = None) -> Entry:
+def lookup(
+    domain: str,
+    op_type: str,
+    opset: int | None = None,
+    quantization: Quantization | None = None,
+    functions: Container[OperatorId] = (),
+) -> Entry:
     """The declared state of an operator.
 
-    An operator that nothing is declared of is expanded when its specification has a function body, and
-    refused otherwise.
+    An operator that nothing is declared of is expanded when it is a function of the model or its
+    specification has a function body, and refused otherwise.
 
     Args:
         domain: The operator's domain.
         op_type: The operator's type.
         opset: Version of the domain, to find the function body; the newest known when `None`.
+        quantization: What is done about rounding; what is declared for that comes first.
+        functions: Domain and name of the functions of the model.
     """
-    entry = _table.get(_identifier(domain, op_type))
-    if entry is not None:
-        return entry
+    identifier = _identifier(domain, op_type)
+    for table in (_table_for(quantization), _table):
+        if identifier in table:
+            return table[identifier]
+    if identifier in _straight_through:
+        return Entry(State.REFUSED, reason=_ROUNDS, rounds=_straight_through[identifier].rounds)
+    if identifier in functions:
+        return Entry(State.EXPANDED)
     if domain in ("", "ai.onnx") and _has_function_body(op_type, opset):
         return Entry(State.EXPANDED)
     where = f"domain '{domain}'" if domain else "the default domain"
@@ -153,13 +300,24 @@ def lookup(domain: str, op_type: str, opset: int | None = None) -> Entry:
 
 
 def operators() -> dict[OperatorId, Entry]:
-    """Everything that is declared, by (domain, operator type)."""
-    return dict(_table)
+    """Everything that is declared, by (domain, operator type), as it is without a choice of quantization."""
+    identifiers = (*_straight_through, *_table)
+    return {identifier: lookup(*identifier) for identifier in identifiers}
 
 
 def unregister(op_type: str, domain: str = "") -> None:
     """Forget what is declared of an operator."""
-    _table.pop(_identifier(domain, op_type), None)
+    for table in (_table, _straight_through):
+        table.pop(_identifier(domain, op_type), None)
+
+
+def _table_for(quantization: Quantization | None) -> dict[OperatorId, Entry]:
+    if quantization is None:
+        return _table
+    if quantization not in get_args(Quantization):
+        offered = ", ".join(f"'{choice}'" for choice in get_args(Quantization))
+        raise InputError(f"there is no quantization '{quantization}'; there is: {offered}, or None")
+    return _straight_through
 
 
 def _identifier(domain: str, op_type: str) -> OperatorId:

@@ -20,6 +20,7 @@ from onnx_grad.builder import METADATA_PREFIX
 from onnx_grad.errors import InputError, ModelError
 from onnx_grad.prepare.load import Model, load
 from onnx_grad.prepare.validate import validate
+from onnx_grad.registry import Quantization
 from onnx_grad.selection import Names
 from onnx_grad.sessions import Provider, create_session, onnxruntime, runtime_errors, runtime_message
 from onnx_grad.signature import (
@@ -67,6 +68,7 @@ class GradientFunction:
         wrt: What to differentiate with respect to, as for `onnx_grad.vjp`.
         of: What to differentiate, as for `onnx_grad.vjp`.
         stop: Tensors that count as constants.
+        quantization: What is done where numbers are rounded, as for `onnx_grad.vjp`.
         providers: ONNX Runtime's ordered list of execution providers, passed on as it is; `None` is the CPU.
         provider_options: One mapping for each provider, passed on as it is.
         session_options: An `onnxruntime.SessionOptions`, passed on as it is.
@@ -86,12 +88,13 @@ class GradientFunction:
         of: Names = None,
         *,
         stop: Names = (),
+        quantization: Quantization | None = None,
         providers: Sequence[Provider] | None = None,
         provider_options: Sequence[Mapping[str, Any]] | None = None,
         session_options: Any = None,
         log_severity_level: int | None = None,
     ) -> None:
-        gradient_model = vjp(read_model(model), wrt, of, stop=stop)
+        gradient_model = vjp(read_model(model), wrt, of, stop=stop, quantization=quantization)
         self._as_proto = not isinstance(model, ir.Model)
         self._compile(
             gradient_model,

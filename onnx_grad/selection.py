@@ -9,6 +9,7 @@ from typing import TypeAlias
 import onnx_ir as ir
 
 from onnx_grad import known
+from onnx_grad.batch_statistics import updates_statistic
 from onnx_grad.errors import ModelError, NotDifferentiableError, UnknownNameError
 
 Names: TypeAlias = "str | Sequence[str] | None"
@@ -71,7 +72,10 @@ def parameters(graph: ir.Graph) -> list[ir.Value]:
 
 def _is_statistic(value: ir.Value) -> bool:
     uses = value.uses()
-    return bool(uses) and all(use.node.op_type == "BatchNormalization" and use.idx in (3, 4) for use in uses)
+    return bool(uses) and all(
+        (use.node.op_type == "BatchNormalization" and use.idx in (3, 4)) or updates_statistic(use.node)
+        for use in uses
+    )
 
 
 def _wrt(graph: ir.Graph, values: dict[str, ir.Value], wrt: Names) -> list[ir.Value]:
@@ -101,7 +105,11 @@ def _wrt(graph: ir.Graph, values: dict[str, ir.Value], wrt: Names) -> list[ir.Va
 def _of(graph: ir.Graph, values: dict[str, ir.Value], of: Names) -> list[ir.Value]:
     if of is not None:
         return _differentiable(values, "of", of)
-    outputs = [v for v in graph.outputs if known.may_be_float(v) and _is_tensor(v)]
+    outputs = [
+        v
+        for v in graph.outputs
+        if known.may_be_float(v) and _is_tensor(v) and not updates_statistic(v.producer())
+    ]
     if not outputs:
         raise NotDifferentiableError("of: the model has no float output; name a float tensor inside it")
     return list(dict.fromkeys(outputs))

@@ -170,8 +170,10 @@ def _can_share(tensor: ir.TensorProtocol) -> bool:
 
 
 def without_external_data(model: ir.Model) -> ir.Model:
-    """A copy of `model` that holds all its weights itself."""
-    return _detached(model, {})
+    """`model`, or a copy that holds all its weights itself where some of them lie in files."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    external = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
+    return _detached(model, {}) if external else model
 
 
 def _detached(model: ir.Model, shared: Mapping[str, ir.TensorProtocol]) -> ir.Model:

@@ -15,9 +15,10 @@ import onnx_ir as ir
 
 from onnx_grad import known, signs
 from onnx_grad.builder import Builder
+from onnx_grad.wiring import Edge
 
 # A derivative is infinite at the edge of the domain, or next to it.
-_SINGULAR = frozenset("Sqrt Log Reciprocal Pow Div Asin Acos Acosh Atanh ReduceLogSum".split())
+_SINGULAR = frozenset("Sqrt Log Reciprocal Pow Div Mod Asin Acos Acosh Atanh ReduceLogSum".split())
 
 # The result overflows, and is a factor of the derivative.
 _OVERFLOWING = frozenset("Exp Sinh Cosh".split())
@@ -31,16 +32,31 @@ _SELECTING = frozenset(
     "ReduceMin Relu ScatterElements ScatterND Shrink Slice ThresholdedRelu TopK Where".split()
 )
 
+# Operators of ONNX Runtime's own domain each element of whose result depends on many elements, and others of
+# which are smooth.
+_FUSED_MIXING = frozenset(
+    "Attention BiasSoftmax EmbedLayerNormalization FusedConv FusedGemm FusedMatMul GemmFastGelu "
+    "GroupQueryAttention Inverse MatMulBnb4 MatMulNBits MultiHeadAttention NhwcConv NhwcFusedConv "
+    "SimplifiedLayerNormalization SkipLayerNormalization SkipSimplifiedLayerNormalization "
+    "TransposeMatMul".split()
+)
+_FUSED = _FUSED_MIXING | frozenset(
+    "BiasAdd BiasGelu BiasSplitGelu ExpandDims FastGelu Gelu QuickGelu Range RotaryEmbedding Trilu".split()
+)
+
 # Each element of the result depends on many elements.
-_MIXING = _NORMALIZING | frozenset(
-    "Attention Conv ConvTranspose DFT Einsum GRU Gemm GroupNormalization InstanceNormalization LRN LSTM "
-    "LayerNormalization MatMul MeanVarianceNormalization RMSNormalization RNN".split()
+_MIXING = (
+    _NORMALIZING
+    | _FUSED_MIXING
+    | frozenset(
+        "Conv ConvTranspose DFT Einsum GRU Gemm GroupNormalization InstanceNormalization LRN LSTM "
+        "LayerNormalization MatMul MeanVarianceNormalization RMSNormalization RNN".split()
+    )
 )
 
 # The cotangents that the rule gives have the shape of the result, and a factor that may not be finite.
 _ELEMENTWISE = (_SINGULAR | _OVERFLOWING | _NORMALIZING) - {"ReduceLogSum"} | frozenset(
-    "Abs Asinh Atan Cos Elu Erf Gelu LeakyRelu Mish Mod Mul Sigmoid Sin Softplus Softsign Swish Tan "
-    "Tanh".split()
+    "Abs Asinh Atan Cos Elu Erf Gelu LeakyRelu Mish Mul Sigmoid Sin Softplus Softsign Swish Tan Tanh".split()
 )
 
 Neighbours = Callable[[ir.Value], Iterable[ir.Node]]
@@ -53,19 +69,39 @@ def leads_to_singularity(op: Builder, value: ir.Value) -> bool:
     return _neighbourhood(op).leads_to(value, _is_singular)
 
 
+def is_elementwise(node: ir.Node) -> bool:
+    """Whether the cotangents that the rule of `node` gives have the shape of its result."""
+    return node.op_type in _ELEMENTWISE and node.domain == ""
+
+
 def may_be_unused_at_singularity(op: Builder, node: ir.Node) -> bool:
     """Whether the derivative of `node` may be infinite or NaN at an element that is not used further on."""
-    if node.op_type not in _ELEMENTWISE or node.domain != "":
-        return False
     around = _neighbourhood(op)
     return around.is_exposed(node) and around.leads_to(node.outputs[0], _selects)
 
 
-class _Neighbourhood:
-    """Walks along one forward graph, remembering what they found: all together take linear time."""
+def continue_at(op: Builder, result: ir.Value, output: ir.Value) -> None:
+    """Let walks that come to `result`, which is computed beside the forward graph, go on at its `output`."""
+    _neighbourhood(op).cross(result, output)
 
-    def __init__(self) -> None:
+
+class _Neighbourhood:
+    """Walks along one forward graph, remembering what they found: all together take linear time.
+
+    Args:
+        edges: How values enter and leave the bodies that the walks are in.
+    """
+
+    def __init__(self, edges: Iterable[Edge]) -> None:
         self._memory: dict[tuple[object, ir.Value], bool] = {}
+        self._crossings: dict[Neighbours, dict[ir.Value, list[ir.Value]]] = {_forward_uses: {}, _producer: {}}
+        for source, target in edges:
+            self.cross(source, target)
+            self._crossings[_producer].setdefault(target, []).append(source)
+
+    def cross(self, source: ir.Value, target: ir.Value) -> None:
+        """Let walks along the graph go on from `source` to `target`."""
+        self._crossings[_forward_uses].setdefault(source, []).append(target)
 
     def leads_to(self, value: ir.Value, target: Target) -> bool:
         """Whether the forward graph leads from `value` to a node that is a `target`."""
@@ -96,8 +132,9 @@ class _Neighbourhood:
             remembered = self._memory.get((question, value))
             if remembered is None:
                 found = any(map(target, nodes(value)))
-                reached = (v for n in nodes(value) if n.op_type not in _MIXING for v in further(n))
-                pending.extend(new := set(reached) - seen)
+                reached = {v for n in nodes(value) if n.op_type not in _MIXING for v in further(n)}
+                reached.update(self._crossings[nodes].get(value, ()))
+                pending.extend(new := reached - seen)
                 seen |= new
             else:
                 found = remembered
@@ -110,7 +147,10 @@ _neighbourhoods: weakref.WeakKeyDictionary[Builder, _Neighbourhood] = weakref.We
 
 def _neighbourhood(op: Builder) -> _Neighbourhood:
     """What is remembered of the graph that `op` extends, which does not change while it does."""
-    return _neighbourhoods.setdefault(op, _Neighbourhood())
+    around = _neighbourhoods.get(op)
+    if around is None:
+        around = _neighbourhoods[op] = _Neighbourhood(op.edges)
+    return around
 
 
 def _forward_uses(value: ir.Value) -> list[ir.Node]:
@@ -143,7 +183,7 @@ def _is_singular(node: ir.Node) -> bool:
     """Whether a derivative of `node` may be infinite at a point of its domain."""
     if _is_foreign(node):
         return True
-    if node.op_type == "Div":
+    if node.op_type in ("Div", "Mod"):
         return not _is_never_zero(node.inputs[1])
     if node.op_type == "Pow":
         return not (_is_whole_number(node.inputs[1]) or signs.is_positive(node.inputs[0]))
@@ -161,6 +201,8 @@ def _selects(node: ir.Node) -> bool:
 
 def _is_foreign(node: ir.Node) -> bool:
     """Whether nothing is known of what `node` does with its operands."""
+    if node.domain == "com.microsoft" and node.op_type in _FUSED:
+        return False
     graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
     return node.domain != "" or any(attribute.type in graphs for attribute in node.attributes.values())
 

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
 
 from onnx_grad.builder import METADATA_PREFIX, Builder
+from onnx_grad.liveness import detach, live_nodes
 from onnx_grad.prepare.infer import infer
 from onnx_grad.prepare.weights import LightModel, lighten_ir
+from onnx_grad.wiring import bodies
 
 # Node metadata needs IR version 10, which ONNX Runtime reads since 1.18.
 _OLDEST_IR_VERSION = 10
-
-
-def live_nodes(nodes: Iterable[ir.Node], outputs: Iterable[ir.Value]) -> list[ir.Node]:
-    """Those of `nodes`, in topological order, that `outputs` depend on."""
-    needed = set(outputs)
-    live = []
-    for node in reversed(list(nodes)):
-        if not needed.isdisjoint(node.outputs):
-            needed.update(value for value in node.inputs if value is not None)
-            live.append(node)
-    live.reverse()
-    return live
 
 
 @dataclass(frozen=True)
@@ -51,7 +41,7 @@ def insert(graph: ir.Graph, op: Builder, outputs: Sequence[Output]) -> None:
     """
     given = _distinct_outputs(op, outputs)
     live = live_nodes(op.nodes, given)
-    _detach(set(op.nodes).difference(live))
+    detach(set(op.nodes).difference(live))
     for value in op.initializers:
         if value.uses():
             graph.register_initializer(value)
@@ -60,13 +50,6 @@ def insert(graph: ir.Graph, op: Builder, outputs: Sequence[Output]) -> None:
     for node in live:
         _place(graph, node, recorded, first)
     graph.outputs.extend(given)
-
-
-def _detach(dead: Iterable[ir.Node]) -> None:
-    """Let go of what dead nodes read, so that nothing counts them as users."""
-    for node in dead:
-        for index in range(len(node.inputs)):
-            node.replace_input_with(index, None)
 
 
 def _place(graph: ir.Graph, node: ir.Node, recorded: set[ir.Node], first: ir.Node | None) -> None:
@@ -117,9 +100,17 @@ def finish(model: ir.Model, metadata: Mapping[str, Mapping[str, str]]) -> LightM
 
 
 def annotate(model: ir.Model, proto: onnx.ModelProto) -> None:
-    """Copy the shapes and types of `proto` to the values of `model` that have none."""
-    values = {value.name: value for node in model.graph for value in node.outputs}
-    for info in (*proto.graph.value_info, *proto.graph.output):
+    """Copy the shapes and types of `proto`, which was made from `model`, to the values that have none."""
+    _annotate(model.graph, proto.graph)
+
+
+def _annotate(graph: ir.Graph, proto: onnx.GraphProto) -> None:
+    values = {value.name: value for node in graph for value in node.outputs}
+    for info in (*proto.value_info, *proto.output):
         value = values.get(info.name)
         if value is not None and (value.shape is None or value.dtype is None):
             ir.serde.deserialize_value_info_proto(info, value)
+    for node, same in zip(graph, proto.node, strict=True):
+        inferred = [body for a in same.attribute for body in (*([a.g] if a.HasField("g") else ()), *a.graphs)]
+        for body, infos in zip(bodies(node), inferred, strict=True):
+            _annotate(body, infos)

@@ -7,7 +7,7 @@ import gc
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import overload
 
 import onnx
@@ -16,13 +16,14 @@ import onnx_ir as ir
 import onnx_grad.rules  # noqa: F401  (fills the table)
 from onnx_grad import known, tidy
 from onnx_grad.backward import Cotangents, pull_back
+from onnx_grad.batch_statistics import separate
 from onnx_grad.builder import Builder
-from onnx_grad.errors import NoPathWarning, NotDifferentiableError, UnsupportedOpError
+from onnx_grad.errors import NoPathWarning, NotDifferentiableError, UnknownNameError, UnsupportedOpError
 from onnx_grad.path import Path
 from onnx_grad.prepare import Forward, Model, prepare
 from onnx_grad.prepare.lift import OLDEST_OPSET
 from onnx_grad.prepare.weights import heavy
-from onnx_grad.registry import State
+from onnx_grad.registry import Quantization, State
 from onnx_grad.saving import check_target, save
 from onnx_grad.selection import Names, Selection, select
 
@@ -37,6 +38,7 @@ def vjp(
     of: Names = None,
     *,
     stop: Names = (),
+    quantization: Quantization | None = None,
     save_as: PathLike | None = None,
 ) -> ir.Model: ...
 @overload
@@ -46,6 +48,7 @@ def vjp(
     of: Names = None,
     *,
     stop: Names = (),
+    quantization: Quantization | None = None,
     save_as: PathLike | None = None,
 ) -> onnx.ModelProto: ...
 def vjp(
@@ -54,6 +57,7 @@ def vjp(
     of: Names = None,
     *,
     stop: Names = (),
+    quantization: Quantization | None = None,
     save_as: PathLike | None = None,
 ) -> onnx.ModelProto | ir.Model:
     """The vector-Jacobian product: dx = Σ over y in `of` of (∂y/∂x)ᵀ · dy.
@@ -64,6 +68,9 @@ def vjp(
             without a default value, `"parameters"` every float initializer that is a weight.
         of: Names of outputs or intermediate tensors; `None` means every float output.
         stop: Names of tensors that count as constants: no gradient flows through them.
+        quantization: What is done where numbers are rounded to integers or eight bits, which has no useful
+            derivative: `None` refuses it, `"straight-through"` takes rounding for the identity and gives zero
+            where a number is clipped to the range (see `onnx_grad.rules.quantization`).
         save_as: Where to write the result as well. Its external weights are shared with the original's.
 
     Returns:
@@ -83,7 +90,7 @@ def vjp(
     Warns:
         NoPathWarning: No path leads from some `x` to `of`; its gradient is zeros.
     """
-    return _transform(model, wrt, of, stop, save_as, _cotangent_input)
+    return _transform(model, wrt, of, stop, quantization, save_as, _cotangent_input)
 
 
 @overload
@@ -93,6 +100,7 @@ def grad(
     of: Names = None,
     *,
     stop: Names = (),
+    quantization: Quantization | None = None,
     save_as: PathLike | None = None,
 ) -> ir.Model: ...
 @overload
@@ -102,6 +110,7 @@ def grad(
     of: Names = None,
     *,
     stop: Names = (),
+    quantization: Quantization | None = None,
     save_as: PathLike | None = None,
 ) -> onnx.ModelProto: ...
 def grad(
@@ -110,6 +119,7 @@ def grad(
     of: Names = None,
     *,
     stop: Names = (),
+    quantization: Quantization | None = None,
     save_as: PathLike | None = None,
 ) -> onnx.ModelProto | ir.Model:
     """The gradient of a scalar: dx = ∂y/∂x for one `y` with a single element, of any rank.
@@ -120,6 +130,7 @@ def grad(
         of: The name of one output or intermediate tensor with one element; `None` where the model has only
             one float output.
         stop: As for `vjp`.
+        quantization: As for `vjp`.
         save_as: As for `vjp`.
 
     Returns:
@@ -130,16 +141,22 @@ def grad(
             the model runs, running the result fails instead.
         OnnxGradError: As for `vjp`.
     """
-    return _transform(model, wrt, of, stop, save_as, _one)
+    return _transform(model, wrt, of, stop, quantization, save_as, _one)
 
 
 def _transform(
-    model: Model, wrt: Names, of: Names, stop: Names, save_as: PathLike | None, seed: Seed
+    model: Model,
+    wrt: Names,
+    of: Names,
+    stop: Names,
+    quantization: Quantization | None,
+    save_as: PathLike | None,
+    seed: Seed,
 ) -> onnx.ModelProto | ir.Model:
     if save_as is not None:
         check_target(save_as)
     with _garbage_collector_paused():
-        return _transformed(model, wrt, of, stop, save_as, seed)
+        return _transformed(model, wrt, of, stop, quantization, save_as, seed)
 
 
 @contextlib.contextmanager
@@ -155,28 +172,50 @@ def _garbage_collector_paused() -> Iterator[None]:
 
 
 def _transformed(
-    model: Model, wrt: Names, of: Names, stop: Names, save_as: PathLike | None, seed: Seed
+    model: Model,
+    wrt: Names,
+    of: Names,
+    stop: Names,
+    quantization: Quantization | None,
+    save_as: PathLike | None,
+    seed: Seed,
 ) -> onnx.ModelProto | ir.Model:
     forward = prepare(model)
-    forward, selection, path = trace(forward, wrt, of, stop)
+    forward, selection, path = trace(forward, wrt, of, stop, quantization)
     if seed is _one:
         _check_scalar(selection)
     metadata = _differentiate(forward.model, selection, path, seed)
+    return deliver(forward, model, metadata, save_as)
+
+
+def deliver(
+    forward: Forward, given: Model, metadata: Mapping[str, Mapping[str, str]], save_as: PathLike | None
+) -> onnx.ModelProto | ir.Model:
+    """The changed model of `forward`, of the kind that was `given`, and written to `save_as` if it is named.
+
+    Args:
+        forward: What a transform has changed.
+        given: What the caller gave.
+        metadata: What to note in the model, by key.
+        save_as: Where to write it as well.
+    """
     light = tidy.finish(forward.model, metadata)
-    if isinstance(model, ir.Model) or save_as is not None:
+    if isinstance(given, ir.Model) or save_as is not None:
         tidy.annotate(forward.model, light.proto)
     if save_as is not None:
         save(forward.model, save_as)
-    return forward.model if isinstance(model, ir.Model) else heavy(light)
+    return forward.model if isinstance(given, ir.Model) else heavy(light)
 
 
-def trace(forward: Forward, wrt: Names, of: Names, stop: Names) -> tuple[Forward, Selection, Path]:
+def trace(
+    forward: Forward, wrt: Names, of: Names, stop: Names, quantization: Quantization | None = None
+) -> tuple[Forward, Selection, Path]:
     """Find the path from `wrt` to `of`, expanding the operators on it that have no rule of their own.
 
     Raises:
         UnsupportedOpError: Nodes on the path cannot be differentiated.
     """
-    forward, selection, path, _ = expand_path(forward, wrt, of, stop)
+    forward, selection, path, _ = expand_path(forward, wrt, of, stop, quantization)
     blocked = path.blocked()
     if blocked:
         lines = [f"  node '{step.node.name}' ({step.node.op_type}): {reason}" for step, reason in blocked]
@@ -187,7 +226,7 @@ def trace(forward: Forward, wrt: Names, of: Names, stop: Names) -> tuple[Forward
 
 
 def expand_path(
-    forward: Forward, wrt: Names, of: Names, stop: Names
+    forward: Forward, wrt: Names, of: Names, stop: Names, quantization: Quantization | None = None
 ) -> tuple[Forward, Selection, Path, set[str]]:
     """The path from `wrt` to `of` with all its functions expanded, and the operators that were.
 
@@ -196,9 +235,18 @@ def expand_path(
     expanded: set[str] = set()
     while True:
         graph = forward.model.graph
-        selection = select(graph, wrt, of, stop)
-        path = Path(graph, selection.wrt, selection.of, selection.stop)
-        nodes = [s.node for s in path.steps if s.entry.state is State.EXPANDED]
+        try:
+            selection = select(graph, wrt, of, stop)
+        except UnknownNameError:
+            if not forward.model.functions:
+                raise
+            # The name may be of a tensor inside a function.
+            forward = forward.without_functions()
+            continue
+        separate(graph, [*selection.wrt, *selection.stop])
+        functions = {(domain, name) for domain, name, _ in forward.model.functions}
+        path = Path(graph, selection.wrt, selection.of, selection.stop, quantization, functions)
+        nodes = [s.node for s in path.all_steps() if s.entry.state is State.EXPANDED]
         if not nodes:
             return forward, selection, path, expanded
         expanded.update(node.op_type for node in nodes)
@@ -210,9 +258,9 @@ def _differentiate(
 ) -> dict[str, dict[str, str]]:
     """Append the backward pass to `model`; returns the names of the new inputs and outputs."""
     graph = model.graph
-    op = Builder(graph.opset_imports.setdefault("", OLDEST_OPSET), _taken_names(graph))
+    op = Builder(graph.opset_imports.setdefault("", OLDEST_OPSET), taken_names(graph))
     seeds = {y: seed(op, graph, y) for y in selection.of}
-    cotangents = pull_back(op, path, seeds)
+    cotangents = pull_back(op, path, graph, seeds.items())
     gradients = {x: _gradient(op, cotangents, x) for x in _requested(selection, path)}
     names = {x: op.unique_name(f"{x.name}_grad") for x in gradients}
     outputs = [tidy.Output(names[x], dx, like=x) for x, dx in gradients.items()]
@@ -242,14 +290,14 @@ def _gradient(op: Builder, cotangents: Cotangents, x: ir.Value) -> ir.Value:
         warnings.warn(
             f"no differentiable path leads from '{x.name}' to of: its gradient is zeros",
             NoPathWarning,
-            stacklevel=_callers_level(),
+            stacklevel=callers_level(),
         )
         with op.serving(str(x.name)):
             dx = op.zeros_like(x)
     return dx
 
 
-def _callers_level() -> int:
+def callers_level() -> int:
     """How far up the stack the caller of the library is, seen from whoever asks."""
     level, frame = 0, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("onnx_grad"):
@@ -292,7 +340,7 @@ def _check_scalar(selection: Selection) -> None:
         )
 
 
-def _taken_names(graph: ir.Graph) -> set[str]:
+def taken_names(graph: ir.Graph) -> set[str]:
     """Every name of a value or node in the model, subgraphs included."""
     taken = {value.name for value in (*graph.inputs, *graph.initializers.values())}
     for subgraph in graph.subgraphs():

@@ -18,6 +18,7 @@ import onnxruntime
 from onnx.reference import ReferenceEvaluator
 
 import onnx_grad
+from tests.recurrence import as_scans, needs_scans
 
 Arrays = Mapping[str, np.ndarray]
 SHAPE_KNOWLEDGE = ("static", "symbolic", "unknown")
@@ -95,6 +96,7 @@ def with_shapes(model: onnx.ModelProto, knowledge: str) -> onnx.ModelProto:
 
 def evaluator(model: onnx.ModelProto) -> Callable[[Arrays], dict[str, np.ndarray]]:
     """Runs the model with ONNX Runtime, or with onnx's reference where ONNX Runtime lacks a kernel."""
+    model = as_scans(model) if needs_scans(model) else model
     names = [output.name for output in model.graph.output]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

@@ -84,7 +84,8 @@ def test_the_result_is_valid(case: Case) -> None:
 def test_gradients_equal_autograd(case: Case) -> None:
     """As close to PyTorch's gradients in float64 as PyTorch's own in float32 are.
 
-    Both round ReLU units and maxima to either side, which moves some gradients by up to a percent.
+    Both round ReLU units and maxima to either side, which moves some gradients by up to a percent; a single
+    unit, which may be rounded by one of them only and differs with the number of threads, by some 1e-4.
     """
     networks = pytest.importorskip("tests.torch_networks", reason="compares with PyTorch's autograd")
     exact = autograd(networks, case, networks.torch.float64)
@@ -92,7 +93,7 @@ def test_gradients_equal_autograd(case: Case) -> None:
     unavoidable = max(distance(rounded[x], exact[x]) for x in case.wrt)
     for x in case.wrt:
         assert case.gradients[x].shape == exact[x].shape
-        assert distance(case.gradients[x], exact[x]) <= 3 * unavoidable + 1e-4, x
+        assert distance(case.gradients[x], exact[x]) <= 3 * unavoidable + 5e-4, x
 
 
 def distance(actual: np.ndarray, expected: np.ndarray) -> float:

@@ -43,6 +43,17 @@ GUARDED = {
         [0.0, 2.0],
         [0.0, -0.25],
     ),
+    "remainder": (
+        "z = Equal(x, zero) r = Mod<fmod = 1>(one, x) y = Where(z, zero, r)",
+        [0.0, 0.4],
+        [0.0, -2.0],
+    ),
+    "logarithm of a sum": (
+        "c = Greater(x, zero) u = Unsqueeze(x, axes) r = ReduceLogSum<keepdims = 0>(u, axes) "
+        "y = Where(c, r, zero)",
+        [0.0, 4.0],
+        [0.0, 0.25],
+    ),
     "sinc": (
         "z = Equal(x, zero) s = Sin(x) r = Div(s, x) y = Where(z, one, r)",
         [0.0, np.pi],
@@ -106,6 +117,7 @@ CONSTANTS = {
     "low": np.array(-100.0),
     "e": np.array(-0.3),
     "shape": np.array([-1]),
+    "axes": np.array([1]),
 }
 
 

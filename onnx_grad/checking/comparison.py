@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
+from onnx_grad.checking.choice import Choice, build, choose_evaluator, unrepeated
 from onnx_grad.checking.cutting import CutModel, independent_groups
 from onnx_grad.checking.directions import (
     Direction,
@@ -18,20 +19,14 @@ from onnx_grad.checking.directions import (
     number_of_directions,
     number_of_evaluations,
 )
-from onnx_grad.checking.evaluators import (
-    Candidate,
-    Choice,
-    Evaluator,
-    EvaluatorName,
-    choose_evaluator,
-    relative_distance,
-)
+from onnx_grad.checking.evaluators import Candidate, Evaluator, EvaluatorName
 from onnx_grad.checking.finite_differences import BRIEF_SWEEPS, SWEEPS, Sweep
+from onnx_grad.checking.intermediates import intermediate_noise
 from onnx_grad.checking.noise import repetitions
 from onnx_grad.checking.probing import WeightedOutputs, check_tensor
 from onnx_grad.checking.progress import Progress, reporting
 from onnx_grad.checking.report import EvaluatorNote, TensorReport
-from onnx_grad.checking.subject import InPrecision, Subject, cotangent_names, gradient_names
+from onnx_grad.checking.subject import Subject, cotangent_names, gradient_names
 from onnx_grad.checking.tolerances import FINITE_DIFFERENCES, OWN_PRECISION, Tolerance, looser
 from onnx_grad.errors import InputError, ModelError
 
@@ -39,9 +34,6 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 # From this part of the time limit on, fewer steps are taken.
 BRIEF_FROM = 0.25
-
-# Two evaluations of a model that is a function differ by less, relative to the largest element.
-REPEATABLE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -84,10 +76,6 @@ class Check:
     gradients: dict[str, Array] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._float64 = self.subject.in_precision(ir.DataType.DOUBLE)
-        float32 = self.subject.in_precision(ir.DataType.FLOAT)
-        # An operator without a public specification runs only in the type it has.
-        self._float32 = InPrecision(self.subject.model) if isinstance(float32, str) else float32
         self.values = self._values()
         self.cotangents = self._random_cotangents()
         self._gradient_choice = self._evaluated_gradients()
@@ -126,21 +114,20 @@ class Check:
     def _values(self) -> dict[str, Array]:
         """The tensors of interest at the point, which must be finite and repeatable."""
         cut, choice = self._forward((), (*self.subject.of, *self.subject.wrt, *self.subject.stop), self.point)
-        first, second = choice.outputs, choice.evaluator(self.point)
+        values = {name: choice.outputs[output] for name, output in cut.outputs.items()}
         for name in self.subject.of:
-            value = first[cut.outputs[name]]
-            wrong = int(np.sum(~np.isfinite(value)))
+            wrong = int(np.sum(~np.isfinite(values[name])))
             if wrong:
                 raise InputError(
-                    f"'{name}' is not finite at this point ({wrong} of {value.size} elements), so that there "
-                    "are no differences to take; give inputs inside the model's domain"
+                    f"'{name}' is not finite at this point ({wrong} of {values[name].size} elements), so "
+                    "that there are no differences to take; give inputs inside the model's domain"
                 )
-            if relative_distance(second[cut.outputs[name]], value) > REPEATABLE:
-                raise ModelError(
-                    f"'{name}' differs between two evaluations at the same point: the model draws random "
-                    "numbers (Dropout in training mode, RandomNormal, …) and has no finite differences"
-                )
-        return {name: first[output] for name, output in cut.outputs.items()}
+        if unrepeated(choice.evaluator, self.point, choice.outputs, 1):
+            raise ModelError(
+                "the model gives something else each time it is evaluated at the same point, so that there "
+                "are no differences to take"
+            )
+        return values
 
     def _random_cotangents(self) -> dict[str, Array]:
         """Random weights of the outputs, rounded to the outputs' own type."""
@@ -153,18 +140,17 @@ class Check:
 
     def _evaluated_gradients(self) -> tuple[Choice, dict[str, str], dict[str, Any]]:
         """The gradient graph evaluated at the point, which output is whose gradient, and the inputs."""
-        float64 = self.subject.gradient_in(self._float64)
-        float32 = self.subject.gradient_in(self._float32)
-        if isinstance(float32, str):
-            float32 = Candidate(self.subject.gradient)
+        float64 = self.subject.gradient_in_float64
         feeds = dict(self.point)
-        for candidate in (float64, float32):
-            if isinstance(candidate, Candidate):
-                inputs = cotangent_names(candidate.model)
-                feeds.update({inputs[name]: weight for name, weight in self.cotangents.items()})
-        choice = choose_evaluator(float64, float32, feeds, only=self.settings.evaluator)
+        for model in (self.subject.gradient, float64.model if isinstance(float64, Candidate) else None):
+            inputs = {} if model is None else cotangent_names(model)
+            feeds.update({inputs[name]: weight for name, weight in self.cotangents.items() if name in inputs})
+        choice = choose_evaluator(
+            float64, lambda: self.subject.gradient_in_float32, feeds, only=self.settings.evaluator
+        )
         self._note("gradient graph", choice)
-        chosen = float32 if choice.evaluator.name == "onnxruntime-float32" else float64
+        in_float32 = choice.evaluator.name == "onnxruntime-float32" or isinstance(float64, str)
+        chosen = self.subject.gradient_in_float32 if in_float32 else float64
         assert isinstance(chosen, Candidate)
         return choice, gradient_names(chosen.model), feeds
 
@@ -177,6 +163,27 @@ class Check:
         choice, outputs, feeds = self._gradient_choice
         repeated = repetitions(choice.evaluator, choice.evaluator.converted(feeds))
         return [{name: result[output] for name, output in outputs.items()} for result in repeated]
+
+    def rounding_noise(self, name: str) -> float:
+        """How much of a gradient hangs on the last digits of the forward values, as the model stores them."""
+        return self._forward_noise.get(name, 0.0)
+
+    @cached_property
+    def _forward_noise(self) -> dict[str, float]:
+        choice, outputs, feeds = self._gradient_choice
+        candidate = self.subject.gradient_in_float64
+        if isinstance(candidate, str) or choice.evaluator.precision != "float64":
+            return {}
+        try:
+            noise = intermediate_noise(
+                candidate.model,
+                lambda model: build(choice.evaluator.name, Candidate(model))(feeds),
+                {output: choice.outputs[output] for output in outputs.values()},
+                self.subject.epsilon,
+            )
+        except InputError:
+            return {}
+        return {name: noise[output] for name, output in outputs.items()}
 
     def _forward_models(
         self,
@@ -212,11 +219,16 @@ class Check:
         self, at: Sequence[str], outputs: Sequence[str], feeds: Mapping[str, Any], evaluations: int = 1
     ) -> tuple[CutModel, Choice]:
         """The model with the tensors `at` as inputs and `outputs` as outputs, and what evaluates it."""
-        cut = self._float32.cut(at, outputs)
-        float64 = self._float64
+        float64 = self.subject.float64
+
+        @cache
+        def in_float32() -> CutModel:
+            return self.subject.float32.cut(at, outputs)
+
+        cut = in_float32() if isinstance(float64, str) else float64.cut(at, outputs)
         choice = choose_evaluator(
-            float64 if isinstance(float64, str) else Candidate(float64.cut(at, outputs).model, float64.held),
-            Candidate(cut.model, self._float32.held),
+            float64 if isinstance(float64, str) else Candidate(cut.model, float64.held),
+            lambda: Candidate(in_float32().model, self.subject.float32.held),
             feeds,
             evaluations=evaluations,
             time_limit=self.settings.time_limit,

@@ -13,13 +13,18 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 from onnx.reference.op_run import OpRun
 
-from onnx_grad.checking.float64_windows import AveragePool, Conv, ConvTranspose, MaxPool
+from onnx_grad.checking.float64_recurrences import CausalConvWithState, LinearAttention
+from onnx_grad.checking.float64_scan import Scan
+from onnx_grad.checking.float64_windows import AveragePool, Conv, ConvTranspose, LpPool, MaxPool
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
 # What the reference evaluator computes in float32 whatever the input is, and that has no replacement here.
-FLOAT32_INSIDE = frozenset(
-    {"AffineGrid", "CausalConvWithState", "DequantizeLinear", "GridSample", "LinearAttention"}
+FLOAT32_INSIDE = frozenset({"AffineGrid", "GridSample"})
+
+# What can be computed in float64 here, although the specification does not allow that.
+WITHOUT_RESTRICTION = frozenset(
+    "CausalConvWithState Celu DequantizeLinear LayerNormalization LinearAttention RotaryEmbedding".split()
 )
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -58,14 +63,13 @@ class Pad(OpRun):
         amounts = [(0, 0)] * x.ndim
         for axis, before, after in zip(named, pads[: len(named)], pads[len(named) :], strict=True):
             amounts[axis] = (int(before), int(after))
+        if mode in (None, "constant"):
+            return (_in_a_frame(x, amounts, 0 if value is None else np.asarray(value).item()),)
         kept = tuple(
             slice(max(0, -before), n - max(0, -after))
             for (before, after), n in zip(amounts, x.shape, strict=True)
         )
         added = [(max(0, before), max(0, after)) for before, after in amounts]
-        if mode in (None, "constant"):
-            fill = 0 if value is None else np.asarray(value).item()
-            return (np.pad(x[kept], added, constant_values=fill),)
         return (np.pad(x[kept], added, mode=cast("Any", mode)),)
 
 
@@ -87,6 +91,30 @@ class LogSoftmax(OpRun):
         axes = _softmax_axes(self, x)
         shifted = x - x.max(axis=axes, keepdims=True)
         return (shifted - np.log(np.exp(shifted).sum(axis=axes, keepdims=True)),)
+
+
+class LayerNormalization(OpRun):
+    """y = scale (x - mean) r + bias with r = 1 / sqrt(variance + epsilon), over the axes from `axis` on.
+
+    The reference evaluator refuses every `stash_type` but float32.
+    """
+
+    def _run(
+        self,
+        x: Array,
+        scale: Array,
+        bias: Array | None = None,
+        axis: int | None = None,
+        epsilon: float | None = None,
+        stash_type: int | None = None,
+    ) -> tuple[Array, ...]:
+        del stash_type
+        axes = tuple(range((-1 if axis is None else axis) % x.ndim, x.ndim))
+        mean = x.mean(axis=axes, keepdims=True)
+        variance = x.var(axis=axes, keepdims=True)
+        r = 1.0 / np.sqrt(variance + (1e-5 if epsilon is None else epsilon))
+        y = (x - mean) * r * scale
+        return (y if bias is None else y + bias, mean, r)[: len(self.onnx_node.output)]
 
 
 class MeanVarianceNormalization(OpRun):
@@ -169,6 +197,26 @@ class LpNormalization(OpRun):
         return (np.divide(x, norm, out=np.zeros_like(x), where=norm != 0),)
 
 
+class DequantizeLinear(OpRun):
+    """y = (x - zero_point) scale, by tensor, by slice along an axis, or by block along it."""
+
+    def _run(
+        self,
+        x: Array,
+        scale: Array,
+        zero_point: Array | None = None,
+        axis: int | None = None,
+        block_size: int | None = None,
+        output_dtype: int | None = None,
+    ) -> tuple[Array]:
+        del output_dtype
+        axis, block_size = 1 if axis is None else axis, block_size or 0
+        wide = x.astype(scale.dtype)
+        if zero_point is not None:
+            wide = wide - _by_element(zero_point.astype(scale.dtype), x, axis, block_size)
+        return (wide * _by_element(scale, x, axis, block_size),)
+
+
 REPLACEMENTS: tuple[type[OpRun], ...] = (
     Erf,
     Gelu,
@@ -178,12 +226,32 @@ REPLACEMENTS: tuple[type[OpRun], ...] = (
     BatchNormalization,
     LRN,
     LpNormalization,
+    LayerNormalization,
     MeanVarianceNormalization,
     Conv,
     ConvTranspose,
     AveragePool,
     MaxPool,
+    LpPool,
+    DequantizeLinear,
+    CausalConvWithState,
+    LinearAttention,
+    Scan,
 )
+
+
+def _in_a_frame(x: Array, amounts: Sequence[tuple[int, int]], fill: float) -> Array:
+    """`x` moved along each axis; more may be taken away at one end than there is, and added at the other."""
+    sizes = [n + before + after for (before, after), n in zip(amounts, x.shape, strict=True)]
+    first = [max(0, -before) for before, _ in amounts]
+    last = [max(i, min(n, n + after)) for (_, after), n, i in zip(amounts, x.shape, first, strict=True)]
+    y = np.full(sizes, fill, x.dtype)
+    target = tuple(
+        slice(i + before, j + before) for (before, _), i, j in zip(amounts, first, last, strict=True) if j > i
+    )
+    if len(target) == x.ndim:
+        y[target] = x[tuple(map(slice, first, last))]
+    return y
 
 
 def _softmax_axes(operator: OpRun, x: Array) -> tuple[int, ...]:
@@ -192,3 +260,12 @@ def _softmax_axes(operator: OpRun, x: Array) -> tuple[int, ...]:
     axis = given[0] if given else (1 if flattening else -1)
     axis %= max(x.ndim, 1)
     return tuple(range(axis, x.ndim)) if flattening else (axis,)
+
+
+def _by_element(parameter: Array, x: Array, axis: int, block_size: int) -> Array:
+    """A scale or zero point in a shape that broadcasts to that of `x`."""
+    if parameter.size == 1:
+        return parameter.reshape(())
+    if block_size:
+        return np.repeat(parameter, block_size, axis=axis).take(range(x.shape[axis]), axis=axis)
+    return parameter.reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])

@@ -102,23 +102,30 @@ class AveragePool(OpRun):
         pads: Sequence[int] | None = None,
         strides: Sequence[int] | None = None,
     ) -> tuple[Array]:
-        rank = x.ndim - 2
         assert kernel_shape is not None
-        strides, dilations = strides or [1] * rank, dilations or [1] * rank
-        space = x.shape[2:]
-        padding = _padding(space, kernel_shape, strides, dilations, auto_pad, pads)
-        inside = np.ones((1, 1, *space), x.dtype)
-        inside = _padded(inside, padding, 1.0 if count_include_pad else 0.0)
-        x = _padded(x, padding)
-        if ceil_mode:
-            overhang = [
-                _overhang(n, a, z, s, (k - 1) * d + 1)
-                for n, (a, z), s, k, d in zip(space, padding, strides, kernel_shape, dilations, strict=True)
-            ]
-            x, inside = _padded(x, overhang), _padded(inside, overhang)
-        axes = tuple(range(-rank, 0))
-        total, count = (_windows(t, kernel_shape, strides, dilations).sum(axis=axes) for t in (x, inside))
-        return (total / count,)
+        windows = _Windows(x, kernel_shape, auto_pad, ceil_mode, dilations, pads, strides)
+        inside = np.ones((1, 1, *x.shape[2:]), x.dtype)
+        return (windows.sums(x) / windows.sums(inside, fill=1.0 if count_include_pad else 0.0),)
+
+
+class LpPool(OpRun):
+    """The p-norm of each window, of zeros outside the input; the reference evaluator weights the borders."""
+
+    def _run(
+        self,
+        x: Array,
+        auto_pad: str | None = None,
+        ceil_mode: int | None = None,
+        dilations: Sequence[int] | None = None,
+        kernel_shape: Sequence[int] | None = None,
+        p: int | None = None,
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> tuple[Array]:
+        assert kernel_shape is not None
+        p = 2 if p is None else p
+        windows = _Windows(x, kernel_shape, auto_pad, ceil_mode, dilations, pads, strides)
+        return (windows.sums(np.abs(x) ** p) ** (1.0 / p),)
 
 
 class MaxPool(OpRun):
@@ -145,6 +152,37 @@ class MaxPool(OpRun):
         opset = onnx.helper.make_opsetid("", self.run_params["opsets"][""])
         model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
         return create_session(model)
+
+
+class _Windows:
+    """The windows of a pooling operator over the spatial axes of `x`."""
+
+    def __init__(
+        self,
+        x: Array,
+        kernel: Sequence[int],
+        auto_pad: str | None,
+        ceil_mode: int | None,
+        dilations: Sequence[int] | None,
+        pads: Sequence[int] | None,
+        strides: Sequence[int] | None,
+    ) -> None:
+        space, ones = x.shape[2:], [1] * len(kernel)
+        self.kernel, self.strides, self.dilations = kernel, strides or ones, dilations or ones
+        self.padding = _padding(space, kernel, self.strides, self.dilations, auto_pad, pads)
+        self.overhang = [(0, 0)] * len(kernel)
+        if ceil_mode:
+            reach = [(k - 1) * d + 1 for k, d in zip(kernel, self.dilations, strict=True)]
+            self.overhang = [
+                _overhang(n, before, after, s, r)
+                for n, (before, after), s, r in zip(space, self.padding, self.strides, reach, strict=True)
+            ]
+
+    def sums(self, x: Array, fill: float = 0.0) -> Array:
+        """The sum over each window; padding counts as `fill`, and what is behind it as 0."""
+        x = _padded(_padded(x, self.padding, fill), self.overhang)
+        windows = _windows(x, self.kernel, self.strides, self.dilations)
+        return np.asarray(windows.sum(axis=tuple(range(-len(self.kernel), 0))))
 
 
 def _per_channel(b: Array, rank: int) -> Array:

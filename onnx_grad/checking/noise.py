@@ -41,7 +41,7 @@ def rounding_noise(
     noise = dict.fromkeys(results, 0.0)
     for again in repetitions(evaluate, feeds):
         for name, result in results.items():
-            noise[name] = max(noise[name], _largest_change(again[name], result))
+            noise[name] = max(noise[name], largest_change(again[name], result))
     return {name: value if np.isfinite(value) else 0.0 for name, value in noise.items()}
 
 
@@ -63,7 +63,8 @@ def perturbed(value: Any, generator: np.random.Generator) -> Any:
     return np.where(value == 0, value, np.nextafter(value, towards))
 
 
-def _largest_change(a: Any, b: Any) -> float:
+def largest_change(a: Any, b: Any) -> float:
+    """The largest difference of two results; `inf` where they have no elements in common."""
     if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray) or a.shape != b.shape:
         return np.inf
     if b.dtype not in _FLOATS:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from onnx_grad.checking.choice import TRIALS, is_random, unrepeated
 from onnx_grad.checking.noise import ALLOWANCE, rounding_noise
 from onnx_grad.checking.report import EvaluatorNote, OwnPrecision
 from onnx_grad.checking.subject import Subject
@@ -21,7 +22,8 @@ from onnx_grad.signature import dtype_name, dtype_of
 Array: TypeAlias = np.ndarray[Any, Any]
 Run: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, Array]]
 
-ERRORS_ONLY = 3
+# What goes wrong is raised, and reported.
+SILENT = 4
 _ROLE = "gradient graph as shipped"
 
 
@@ -30,7 +32,7 @@ class Shipped:
     """What the gradient graph gives in the model's own type.
 
     Attributes:
-        gradients: The gradients by name; `None` where it does not run.
+        gradients: The gradients by name; `None` where it does not run, or gives others every time.
         note: What ran it, or why nothing did.
         problem: Set where the gradient graph does not run but the model itself does.
         run: Runs the gradient graph again; its inputs are the point and, by tensor, the cotangents.
@@ -70,7 +72,7 @@ def run_as_shipped(
     """
     try:
         function = GradientFunction.from_gradient_model(
-            subject.gradient, providers=providers, log_severity_level=ERRORS_ONLY
+            subject.gradient, providers=providers, log_severity_level=SILENT
         )
         weights = {_cotangent(n): w.astype(subject.dtype(n)) for n, w in cotangents.items()}
         feeds = {**point, **weights}
@@ -91,6 +93,9 @@ def run_as_shipped(
         return Shipped(None, EvaluatorNote(_ROLE, "not run", "", str(error)))
     types = sorted({dtype_name(dtype_of(gradient)) for gradient in gradients.values()})
     runner = f"onnxruntime on {function.providers[0].removesuffix('ExecutionProvider')}"
+    if is_random(subject.gradient) and unrepeated(run, feeds, gradients, TRIALS):
+        reason = "not compared, as it draws other random numbers in every run"
+        return Shipped(None, EvaluatorNote(_ROLE, runner, ", ".join(types), reason))
     return Shipped(gradients, EvaluatorNote(_ROLE, runner, ", ".join(types), ""), "", run, feeds)
 
 
@@ -114,7 +119,7 @@ def compare(
         gradient: The gradient in the model's own type.
         reference: The gradient in the precision that was compared with finite differences.
         size: The size of the outputs per size of the tensor: the gradient's natural size.
-        noise: What rounding of the inputs changes in `gradient`, which excuses a multiple of that.
+        noise: What rounding changes in `gradient`, which excuses a multiple of that.
         rtol: Relative tolerance, where it is larger than that for the type.
         atol: Absolute tolerance, likewise.
     """
@@ -160,7 +165,7 @@ def _all_wrong(gradient: Array, reference: Array, dtype: str) -> OwnPrecision:
 def _runs(subject: Subject, point: Mapping[str, Any], providers: Sequence[Provider] | None) -> bool:
     """Whether ONNX Runtime runs the model itself."""
     try:
-        session = create_session(subject.model, providers=providers, log_severity_level=ERRORS_ONLY)
+        session = create_session(subject.model, providers=providers, log_severity_level=SILENT)
         session.run(None, dict(point))
     except OnnxGradError:
         return False

@@ -150,19 +150,20 @@ def _inconclusive(report: GradientReport) -> Iterator[Text]:
 
 def _noise(report: GradientReport) -> Iterator[Text]:
     """The gradients that agree only because rounding changes them as much."""
-    start = "the last digit of the inputs changes this gradient by"
+    inputs = "the last digit of the inputs changes this gradient by"
+    values = "the last digit of the inputs, or of what the model computes, changes this gradient by"
     texts = []
     for tensor in report.tensors:
         if tensor.noise and tensor.ill_conditioned:
             texts.append(
-                f"ill-conditioned: {tensor.name}: {start} up to {tensor.noise:.2g} along the lines checked, "
+                f"ill-conditioned: {tensor.name}: {inputs} up to {tensor.noise:.2g} along the lines checked, "
                 "in the precision of the check itself: finite differences confirm it only within that"
             )
         own = tensor.own_precision
         if own is not None and own.ill_conditioned:
             texts.append(
-                f"ill-conditioned: {tensor.name}: {start} {own.noise:.2g} in {own.dtype}, {_beside(own)}; as "
-                f"shipped {own.gradient:.3g}, in higher precision {own.reference:.3g} at {own.where}"
+                f"ill-conditioned: {tensor.name}: {values} {own.noise:.2g} in {own.dtype}, {_beside(own)}; "
+                f"as shipped {own.gradient:.3g}, in higher precision {own.reference:.3g} at {own.where}"
             )
     yield from _first(texts, "yellow")
 

@@ -80,8 +80,9 @@ class OwnPrecision:
         max_rel_error: The same relative to the largest element, unless that is negligible itself.
         tolerance: How far `gradient` may be from `reference`.
         passed: Whether every element is within its tolerance.
-        noise: By how much the gradient changes when its inputs change in their last digit. It is measured,
-            and part of the tolerance, only where the gradient is beyond the tolerance for its type.
+        noise: By how much the gradient changes when its inputs, or the values of the forward model, change
+            in their last digit. It is measured, and part of the tolerance, only where the gradient is beyond
+            the tolerance for its type.
         largest: The largest element in the checked precision.
     """
 

@@ -29,6 +29,16 @@ from onnx_grad.transforms import vjp
 # ONNX Runtime has no kernels for the forms that some operators had before this opset.
 OLDEST_RUNNABLE_OPSET = 7
 
+_EPSILONS = {
+    ir.DataType.DOUBLE: 2.0**-52,
+    ir.DataType.FLOAT: 2.0**-23,
+    ir.DataType.FLOAT16: 2.0**-10,
+    ir.DataType.BFLOAT16: 2.0**-7,
+}
+
+# From this IR version on, an initializer need not be an input too; lifting takes them out of the inputs.
+OLDEST_IR_VERSION = 4
+
 
 @dataclass(frozen=True)
 class InPrecision:
@@ -36,7 +46,7 @@ class InPrecision:
 
     Attributes:
         model: The model.
-        held: Nodes that stay in another precision, as text.
+        held: Nodes that round to another precision, as text.
         dtype: The type; `None` where the model could not be converted and is as it was.
     """
 
@@ -94,6 +104,7 @@ class Subject:
         lifted = (opset_of(light.proto) or OLDEST_RUNNABLE_OPSET) < OLDEST_RUNNABLE_OPSET
         if lifted:
             forward = prepare(model).model
+            forward.ir_version = max(forward.ir_version, OLDEST_IR_VERSION)
         else:
             light.proto = infer(expand_local_functions(light.proto))
             forward = ir.from_proto(light.proto)
@@ -115,22 +126,48 @@ class Subject:
         dtype = self._values[name].dtype
         return np.dtype((dtype or ir.DataType.FLOAT).numpy())
 
+    def epsilon(self, value: ir.Value) -> float:
+        """The relative size of a unit in the last place of what a node of the model gives, 0 for others."""
+        node = value.producer()
+        names = [output.name for output in node.outputs] if node is not None else []
+        types = [self._values[name].dtype for name in names if name in self._values]
+        found = next((dtype for dtype in types if dtype in _EPSILONS), None)
+        return 0.0 if found is None else _EPSILONS[found]
+
     @cached_property
     def _values(self) -> dict[str, ir.Value]:
         return named_values(self.model.graph)
 
-    def in_precision(self, dtype: ir.DataType) -> InPrecision | str:
-        """The model with all its floats of type `dtype`, or why that cannot be."""
+    @cached_property
+    def float64(self) -> InPrecision | str:
+        """The model in float64, or why that cannot be."""
+        return self._in_precision(ir.DataType.DOUBLE)
+
+    @cached_property
+    def float32(self) -> InPrecision:
+        """The model in float32; as it is where an operator without a public specification has only that."""
+        version = self._in_precision(ir.DataType.FLOAT)
+        return InPrecision(self.model) if isinstance(version, str) else version
+
+    @cached_property
+    def gradient_in_float64(self) -> Candidate | str:
+        """The gradient graph of the model in float64, or why there is none."""
+        return self.float64 if isinstance(self.float64, str) else self._gradient_in(self.float64)
+
+    @cached_property
+    def gradient_in_float32(self) -> Candidate:
+        """The gradient graph of the model in float32, or the one in the model's own type."""
+        version = self._gradient_in(self.float32)
+        return Candidate(self.gradient) if isinstance(version, str) else version
+
+    def _in_precision(self, dtype: ir.DataType) -> InPrecision | str:
         try:
             converted = to_precision(self.model, dtype)
         except PrecisionError as error:
             return str(error)
         return InPrecision(converted.model, converted.held, dtype)
 
-    def gradient_in(self, version: InPrecision | str) -> Candidate | str:
-        """The gradient graph of one version of the model, or why there is none."""
-        if isinstance(version, str):
-            return version
+    def _gradient_in(self, version: InPrecision) -> Candidate | str:
         try:
             return version.gradient(self.wrt, self.of, self.stop)
         except OnnxGradError as error:

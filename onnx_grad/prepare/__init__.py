@@ -8,11 +8,15 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnx_grad.prepare.expand import expand_local_functions, expand_nodes
+from onnx_grad.prepare.generated_names import give_up_generated_names
 from onnx_grad.prepare.infer import infer
-from onnx_grad.prepare.lift import lift
+from onnx_grad.prepare.lift import is_old, lift
 from onnx_grad.prepare.load import Model, load
+from onnx_grad.prepare.state_shapes import forget_wrong_state_shapes
+from onnx_grad.prepare.transposed_sizes import settle_transposed_sizes
 from onnx_grad.prepare.validate import name_nodes, validate
-from onnx_grad.prepare.weights import LightModel, check_external
+from onnx_grad.prepare.weights import LightModel, check_external, make_constants_dense
+from onnx_grad.prepare.window_counts import settle_window_counts
 
 # Since this IR version, an initializer that is an input too can be overridden, and need not be one.
 _FIRST_OVERRIDABLE = 4
@@ -37,6 +41,12 @@ class Forward:
         self.light.proto = expand_nodes(self.light.proto, node_names)
         return _forward(self.light)
 
+    def without_functions(self) -> Forward:
+        """The same with the calls of all functions of the model replaced by their bodies."""
+        self.light.proto = expand_local_functions(self.light.proto)
+        del self.light.proto.functions[:]
+        return _forward(self.light)
+
 
 def prepare(model: Model) -> Forward:
     """Load, validate, lift and infer `model`, which itself is not changed.
@@ -46,13 +56,19 @@ def prepare(model: Model) -> Forward:
     """
     light = load(model)
     validate(light.proto)
-    light.proto = lift(expand_local_functions(light.proto))
+    give_up_generated_names(light)
+    make_constants_dense(light.proto.graph)
+    if is_old(light.proto):
+        light.proto = lift(expand_local_functions(light.proto))
     light.adopt()
     return _forward(light)
 
 
 def _forward(light: LightModel) -> Forward:
     light.proto = infer(light.proto)
+    settled = settle_window_counts(light.proto) | settle_transposed_sizes(light.proto)
+    if settled | forget_wrong_state_shapes(light.proto):
+        light.proto = infer(light.proto)
     name_nodes(light.proto.graph)
     model = ir.from_proto(light.proto)
     for graph in model.graphs():

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 import onnx
 
 from onnx_grad.errors import ModelError
+from onnx_grad.prepare.contrib import infer_shapes
+from onnx_grad.prepare.example_sizes import fixed_sizes_forgotten, restore_fixed_sizes
+from onnx_grad.prepare.expand import DOMAIN, call_bodies, types_of
+from onnx_grad.prepare.validate import all_nodes
 
 
 def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -16,6 +23,13 @@ def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ModelError: The operators themselves do not fit together.
     """
+    with fixed_sizes_forgotten(proto) as declared:
+        inferred = _infer_despite_annotations(proto)
+    restore_fixed_sizes(inferred, declared)
+    return inferred
+
+
+def _infer_despite_annotations(proto: onnx.ModelProto) -> onnx.ModelProto:
     try:
         return _infer(proto)
     except onnx.shape_inference.InferenceError:
@@ -31,19 +45,47 @@ def _infer(proto: onnx.ModelProto) -> onnx.ModelProto:
     unhandled = [(i, n.op_type) for i, n in enumerate(proto.graph.node) if n.op_type in _UNHANDLED]
     _set_operators(proto, [(i, "InstanceNormalization") for i, _ in unhandled])
     try:
-        inferred = _infer_strictly(proto)
+        inferred = _infer_through_attention(proto)
     finally:
         _set_operators(proto, unhandled)
     _set_operators(inferred, unhandled)
-    _drop_wrong_ranks(inferred.graph)
     return inferred
 
 
-def _drop_wrong_ranks(graph: onnx.GraphProto) -> None:
-    """Onnx infers rank 0 for outputs of `Attention` where it knows no rank of the inputs."""
-    outputs = {name for node in graph.node if node.op_type == "Attention" for name in node.output}
-    for value in (*graph.value_info, *graph.output):
-        if value.name in outputs and not value.type.tensor_type.shape.dim:
+def _infer_through_attention(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Inference with function bodies in the place of `Attention`.
+
+    Onnx's own takes a dimension that it does not know for 0 there, leaves past keys out of the scores, and
+    infers rank 0 where it knows no rank.
+    """
+    if not any(node.op_type == "Attention" for node in all_nodes(proto.graph)):
+        return _infer_strictly(proto)
+    types = dict(types_of(infer_shapes(proto).graph))
+
+    def has_body(node: onnx.NodeProto) -> bool:
+        is_attention = node.op_type == "Attention" and node.domain in ("", "ai.onnx")
+        return is_attention and types.get(node.input[0], onnx.TypeProto()).tensor_type.elem_type != 0
+
+    calling, callees = call_bodies(proto, has_body, types)
+    _drop_annotations(calling, types)
+    inferred = _infer_strictly(calling)
+    for node, original in zip(all_nodes(inferred.graph), all_nodes(proto.graph), strict=True):
+        if node.domain == DOMAIN:
+            node.CopyFrom(original)
+    del inferred.functions[len(inferred.functions) - len(callees) :], inferred.opset_import[-1:]
+    return inferred
+
+
+def _drop_annotations(calling: onnx.ModelProto, types: Mapping[str, onnx.TypeProto]) -> None:
+    """Let annotations not contradict the bodies: those of an exporter come from onnx's own inference."""
+    inferable = {
+        name
+        for node in all_nodes(calling.graph)
+        if node.domain == DOMAIN and types[node.input[0]].tensor_type.HasField("shape")
+        for name in node.output
+    }
+    for value in (*calling.graph.value_info, *calling.graph.output):
+        if value.name in inferable:
             value.type.tensor_type.ClearField("shape")
 
 
@@ -58,11 +100,22 @@ def _set_operators(proto: onnx.ModelProto, operators: list[tuple[int, str]]) -> 
 
 def _infer_strictly(proto: onnx.ModelProto) -> onnx.ModelProto:
     try:
-        return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+        return infer_shapes(proto, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError:
         # Propagating values fails on some valid graphs, such as Mul(Unsqueeze(x, [1]), y) of two vectors.
-        onnx.shape_inference.infer_shapes(proto, strict_mode=True)
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        try:
+            infer_shapes(proto, strict_mode=True)
+        except onnx.shape_inference.InferenceError as error:
+            if not _is_in_branches(str(error)):
+                raise
+        return infer_shapes(proto, data_prop=True)
+
+
+def _is_in_branches(error: str) -> bool:
+    """Whether only branches of an `If` do not fit, such as one for another rank, which need not run."""
+    errors = error.partition("Inference error(s): ")[2].splitlines()
+    inside = re.compile(r"\(op_type:If[^)]*\): \[\w+\] Inference error\(s\): ")
+    return bool(errors) and all(inside.match(line) for line in errors if line.strip())
 
 
 def _without_annotations(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -6,7 +6,8 @@ where it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import onnx
 
@@ -25,11 +26,15 @@ _GONE = {
 _ALIGNED_AT_AXIS = {"Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Equal", "Greater", "Less"}
 
 
+# Nodes of opset 18, which version conversion leaves alone.
+LIFTED = "onnx_grad.lifted"
+
+
 def from_opset_6(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the opset-6 model `proto` at opset 7.
+    """A copy of the opset-6 model `proto` at opset 7, with nodes of opset 18 in the domain `LIFTED`.
 
     Raises:
-        ModelError: A node needs a rank that is unknown, or has a training form that opset 7 does not know.
+        ModelError: A node has a training form that opset 7 does not know.
     """
     ranks = dict(_ranks(infer(proto).graph))
     result = onnx.ModelProto()
@@ -43,7 +48,7 @@ def from_opset_6(proto: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _lifted(node: onnx.NodeProto, ranks: dict[str, int]) -> Iterator[onnx.NodeProto]:
+def _lifted(node: onnx.NodeProto, ranks: Mapping[str, int]) -> Iterator[onnx.NodeProto]:
     attributes = {attribute.name: attribute.i for attribute in node.attribute}
     if node.op_type == "BatchNormalization" and not attributes.get("is_test", 0):
         raise ModelError(
@@ -54,33 +59,51 @@ def _lifted(node: onnx.NodeProto, ranks: dict[str, int]) -> Iterator[onnx.NodePr
         axis = attributes.get("axis", -1) if attributes.get("broadcast", 0) else -1
         yield from _aligned(node, axis, {"axis", "broadcast"}, ranks)
     elif node.op_type == "PRelu":
-        yield from _aligned(node, 1 if ranks.get(node.input[1]) == 1 else -1, set(), ranks)
+        # The slope is a vector along the channels, or a single number.
+        yield from _aligned(node, 1, set(), ranks)
     else:
         yield _without(node, _GONE.get(node.op_type, set()))
 
 
 def _aligned(
-    node: onnx.NodeProto, axis: int, gone: set[str], ranks: dict[str, int]
+    node: onnx.NodeProto, axis: int, gone: set[str], ranks: Mapping[str, int]
 ) -> Iterator[onnx.NodeProto]:
-    """The node with axes of size one appended to its second operand, which began at `axis` of the first."""
+    """The node with axes of size one appended to its second operand, which began at `axis` of the first.
+
+    A negative axis means that the operands end together.
+    """
     aligned = _without(node, gone)
-    trailing = _trailing_axes(node, axis, ranks) if axis >= 0 else []
-    if trailing:
-        name = f"{node.output[0]}/aligned"
-        yield onnx.helper.make_node("Unsqueeze", [node.input[1]], [name], name=name, axes=trailing)
-        aligned.input[1] = name
+    if axis >= 0:
+        (first, second), name = node.input, f"{node.output[0]}/aligned"
+        rank, operand_rank = ranks.get(first), ranks.get(second)
+        if rank is None or operand_rank is None:
+            yield from _aligning(first, second, axis, name)
+            aligned.input[1] = name
+        elif trailing := list(range(operand_rank, rank - axis)):
+            yield onnx.helper.make_node("Unsqueeze", [second], [name], name=name, axes=trailing)
+            aligned.input[1] = name
     yield aligned
 
 
-def _trailing_axes(node: onnx.NodeProto, axis: int, ranks: dict[str, int]) -> list[int]:
-    unknown = [name for name in node.input if name not in ranks]
-    if unknown:
-        raise ModelError(
-            f"node '{node.name}' ({node.op_type}) broadcasts along axis {axis} as opset 6 does, which needs "
-            f"the rank of '{unknown[0]}', and that is unknown; give the model's inputs a shape"
+def _aligning(first: str, second: str, axis: int, name: str) -> Iterator[onnx.NodeProto]:
+    """`second` with rank(first) − axis − rank(second) axes of size one appended, if that is positive."""
+    for op_type, inputs, result, attributes in (
+        ("Shape", [first], "/behind_axis", {"start": axis}),
+        ("Shape", [f"{name}/behind_axis"], "/rank", {}),
+        ("Shape", [second], "/own_shape", {}),
+        ("Shape", [f"{name}/own_shape"], "/own_rank", {}),
+        ("Sub", [f"{name}/rank", f"{name}/own_rank"], "/difference", {}),
+        ("Constant", [], "/zero", {"value_ints": [0]}),
+        ("Max", [f"{name}/difference", f"{name}/zero"], "/missing", {}),
+        ("Constant", [], "/one", {"value_ints": [1]}),
+        ("Expand", [f"{name}/one", f"{name}/missing"], "/ones", {}),
+        ("Concat", [f"{name}/own_shape", f"{name}/ones"], "/shape", {"axis": 0}),
+        ("Reshape", [second, f"{name}/shape"], "", {"allowzero": 1}),
+    ):
+        output = name + result
+        yield onnx.helper.make_node(
+            op_type, inputs, [output], name=output, domain=LIFTED, **cast(dict[str, Any], attributes)
         )
-    rank, operand_rank = ranks[node.input[0]], ranks[node.input[1]]
-    return list(range(operand_rank, rank - axis))
 
 
 def _without(node: onnx.NodeProto, gone: set[str]) -> onnx.NodeProto:

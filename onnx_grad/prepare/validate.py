@@ -28,19 +28,28 @@ def validate(proto: onnx.ModelProto) -> None:
         raise ModelError(f"the model is not valid ONNX: {str(error).strip()}") from error
 
 
+# The opset from which on the checker takes an operator that ONNX Runtime also runs before.
+_KNOWN_SINCE = {
+    "GroupNormalization": 21,
+    "LayerNormalization": 17,
+    "SimplifiedLayerNormalization": NEWEST_OPSET + 1,
+}
+
+
 def _with_every_shape(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy for the checker, which insists on shapes of inputs and outputs where ONNX Runtime does not.
 
-    It also rejects GroupNormalization before opset 21, which is deprecated but defined and still run: it
-    becomes an operator of a domain that the checker leaves alone.
+    It also rejects GroupNormalization before opset 21, which is deprecated but defined and still run, and
+    operators that ONNX Runtime adds to the default domain: they get a domain that the checker leaves alone.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    if (opset_of(proto) or 0) < 21:
-        copy.opset_import.add(domain="deprecated", version=1)
-        for node in copy.graph.node:
-            if node.op_type == "GroupNormalization" and not node.domain:
-                node.domain = "deprecated"
+    opset = opset_of(proto) or 0
+    unknown = {op_type for op_type, known_since in _KNOWN_SINCE.items() if opset < known_since}
+    copy.opset_import.add(domain="unchecked", version=1)
+    for node in all_nodes(copy.graph):
+        if node.op_type in unknown and not node.domain:
+            node.domain = "unchecked"
     for value in (*copy.graph.input, *copy.graph.output):
         if not value.HasField("type"):
             value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
@@ -49,8 +58,8 @@ def _with_every_shape(proto: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def opset_of(proto: onnx.ModelProto) -> int | None:
-    """The version of the default domain that the model imports."""
+def opset_of(proto: onnx.ModelProto | onnx.FunctionProto) -> int | None:
+    """The version of the default domain that the model or function imports."""
     return next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), None)
 
 
@@ -137,9 +146,12 @@ def _cycle(needs: list[set[int]], stuck: list[int]) -> list[int]:
 
 
 def name_nodes(graph: onnx.GraphProto) -> None:
-    """A node without a name is called after its first output; a name used twice gets a suffix."""
+    """A node without a name is called after its first output; a name used twice gets a suffix.
+
+    Names are unique in the model: nodes of bodies are named too.
+    """
     taken: set[str] = set()
-    for node in graph.node:
+    for node in all_nodes(graph):
         stem = node.name or next((name for name in node.output if name), node.op_type)
         name, count = stem, 0
         while name in taken:
@@ -148,3 +160,12 @@ def name_nodes(graph: onnx.GraphProto) -> None:
         taken.add(name)
         if node.name != name:
             node.name = name
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph, each followed by those of its bodies."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from all_nodes(body)

@@ -208,6 +208,17 @@ def _check_external(tensor: ir.ExternalTensor) -> None:
         )
 
 
+def make_constants_dense(graph: onnx.GraphProto) -> None:
+    """Let the nodes `Constant` of `graph` and of its subgraphs hold dense tensors."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                make_constants_dense(inner)
+            if node.op_type == "Constant" and attribute.name == "sparse_value":
+                dense = _dense(attribute.sparse_tensor)
+                attribute.CopyFrom(onnx.helper.make_attribute("value", dense))
+
+
 def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
     """A sparse tensor as a dense one: values at linear or coordinate indices, zeros elsewhere."""
     values = onnx.numpy_helper.to_array(sparse.values)

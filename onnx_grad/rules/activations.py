@@ -31,9 +31,9 @@ def thresholded_relu(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent
 
 @gradient("LeakyRelu", convention="LeakyRelu'(0) = α")
 def leaky_relu(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
-    """y = x > 0 ? x : α·x: dx = dy·(x > 0 ? 1 : α)."""
+    """y = x > 0 ? x : α·x: dx = dy·(x > 0 ? 1 : α), where y has the sign of x unless α is negative."""
     alpha = node.attributes.get_float("alpha", 0.009999999776482582)
-    positive = op.Greater(node.inputs[0], 0.0)
+    positive = op.Greater(node.outputs[0] if alpha >= 0 else node.inputs[0], 0.0)
     if alpha == 0:
         return keep_where(op, node, positive, dy)
     mask = as_number(op, positive, dy)
@@ -121,18 +121,22 @@ def softplus(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
 @gradient("Softsign")
 def softsign(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     """y = x/(1 + |x|): dx = dy/(1 + |x|)²."""
-    size = op.Abs(node.inputs[0]) + 1.0
-    return dy / (size * size)
+    share = op.Reciprocal(op.Abs(node.inputs[0]) + 1.0)
+    return dy * share * share
 
 
 @gradient("Swish")
 def swish(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     """y = x·s with s = σ(α·x): dx = dy·(s + α·y·(1 − s))."""
-    alpha = node.attributes.get_float("alpha", 1.0)
-    (x,), (y,) = node.inputs, node.outputs
+    return dy * swish_slope(op, node, node.attributes.get_float("alpha", 1.0))
+
+
+def swish_slope(op: Builder, node: ir.Node, alpha: float) -> ir.Value:
+    """s + α·y·(1 − s)."""
+    x, (y,) = known.operand(node, 0), node.outputs
     s = op.Sigmoid(x if alpha == 1 else op.Mul(x, alpha))
     curved = y * (1.0 - s)
-    return dy * (s + (curved if alpha == 1 else curved * alpha))
+    return s + (curved if alpha == 1 else curved * alpha)
 
 
 @gradient("SwiGLU")
@@ -171,15 +175,20 @@ def gelu(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
 
     With approximate="tanh": Φ(x) = ½(1 + tanh t), t = √(2/π)·(x + 0.044715·x³).
     """
-    x = node.inputs[0]
+    x = known.operand(node, 0)
     if node.attributes.get_string("approximate", "none") == "tanh":
-        return dy * _tanh_gelu_slope(op, x)
+        return dy * tanh_gelu_slope(op, x)
+    return dy * gelu_slope(op, x)
+
+
+def gelu_slope(op: Builder, x: ir.Value) -> ir.Value:
+    """Φ(x) + x·φ(x)."""
     u = op.Mul(x, math.sqrt(0.5))
     density = u * op.Exp(-(u * u)) * (1.0 / math.sqrt(math.pi))
-    return dy * (op.Erf(u) * 0.5 + 0.5 + density)
+    return op.Erf(u) * 0.5 + 0.5 + density
 
 
-def _tanh_gelu_slope(op: Builder, x: ir.Value | None) -> ir.Value:
+def tanh_gelu_slope(op: Builder, x: ir.Value) -> ir.Value:
     """½(1 + tanh t) + ½·x·t'·(1 − tanh² t); constant beyond |x| = 10, before x³ overflows in float16."""
     scale, cubic = math.sqrt(2.0 / math.pi), 0.044715
     v = op.Clip(x, -10.0, 10.0)

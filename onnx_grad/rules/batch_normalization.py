@@ -6,15 +6,16 @@ Sums over a channel are taken in single precision at least.
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
 from collections.abc import Sequence
+from functools import partial, reduce
 
 import numpy as np
 import onnx_ir as ir
 
 from onnx_grad import known
+from onnx_grad.batch_statistics import normalizes_by_its_input
 from onnx_grad.builder import Builder
 from onnx_grad.registry import InputCotangent, gradient
 from onnx_grad.rules.axes import sum_by_channel
@@ -30,18 +31,32 @@ def batch_normalization(
     d_running_var: ir.Value | None,
 ) -> Sequence[InputCotangent]:
     """Y = scale·x̂ + B with x̂ = (x − μ)/σ by channel; μ and σ² are inputs, or those of the batch."""
-    channels = _Channels(op, node)
-    if node.attributes.get_int("training_mode", 0):
-        return _of_the_batch(channels, dy, d_running_mean, d_running_var)
-    return () if dy is None else _given(channels, dy)
+    inputs = [known.operand(node, index) for index in range(5)]
+    if not node.attributes.get_int("training_mode", 0):
+        channels = _Channels(op, node, inputs)
+        if dy is None:
+            return ()
+        if normalizes_by_its_input(node):
+            return _by_the_batch(channels, dy, None, None, inputs[3], inputs[4])
+        return _given(channels, dy)
+    # The mean, rounded to half precision, is too far from values that differ little from it.
+    wide = [widen(op, value, value) for value in inputs]
+    results = _of_the_batch(_Channels(op, node, wide), dy, d_running_mean, d_running_var)
+    return [partial(_narrowed, op, result, value) for result, value in zip(results, inputs, strict=True)]
+
+
+def _narrowed(op: Builder, result: InputCotangent, like: ir.Value) -> ir.Value | None:
+    """What a rule gave for `like`, in its dtype."""
+    cotangent = result() if callable(result) else result
+    return None if cotangent is None else op.CastLike(cotangent, like)
 
 
 class _Channels:
     """The inputs of a BatchNormalization node, and sums and maps by channel."""
 
-    def __init__(self, op: Builder, node: ir.Node) -> None:
+    def __init__(self, op: Builder, node: ir.Node, inputs: Sequence[ir.Value]) -> None:
         self.op = op
-        self.x, self.scale, self.bias, self.mean, self.var = (known.operand(node, i) for i in range(5))
+        self.x, self.scale, self.bias, self.mean, self.var = inputs
         self.epsilon = node.attributes.get_float("epsilon", 1e-5)
         self.momentum = node.attributes.get_float("momentum", 0.9)
 
@@ -58,12 +73,12 @@ class _Channels:
         return self.total(self.wide(a) * self.wide(b))
 
     def count(self) -> float | ir.Value:
-        """How many elements a channel has."""
+        """How many elements a channel has; one where it has none, so that nothing is divided by zero."""
         shape = known.static_shape(self.x)
         if shape is not None:
-            return math.prod(shape[:1] + shape[2:])
+            return max(math.prod(shape[:1] + shape[2:]), 1)
         op = self.op
-        return self.wide(op.Size(self.x)) / self.wide(op.Size(self.scale))
+        return op.Max(self.wide(op.Size(self.x)) / self.wide(op.Size(self.scale)), 1.0)
 
     def filled(self, number: float, like: ir.Value) -> ir.Value:
         """A vector of equal numbers, of the length and dtype of `like`."""
@@ -127,10 +142,22 @@ def _of_the_batch(
     A running statistic is momentum·input + (1 − momentum)·that of the batch: its cotangent reaches dX as
     (1 − momentum)·dμ/n and (1 − momentum)·dσ²·2·x̂·σ/n.
     """
-    op, n = c.op, c.count()
-    mean = op.CastLike(c.total(c.x) / n, c.mean)
+    mean = c.op.CastLike(c.total(c.x) / c.count(), c.mean)
     centred = c.centred(mean)
-    var = op.CastLike(c.total_product(centred, centred) / n, c.var)
+    var = c.op.CastLike(c.total_product(centred, centred) / c.count(), c.var)
+    return _by_the_batch(c, dy, d_running_mean, d_running_var, mean, var)
+
+
+def _by_the_batch(
+    c: _Channels,
+    dy: ir.Value | None,
+    d_running_mean: ir.Value | None,
+    d_running_var: ir.Value | None,
+    mean: ir.Value,
+    var: ir.Value,
+) -> Sequence[InputCotangent]:
+    """The same, given the mean and variance of the batch."""
+    n, centred = c.count(), c.centred(mean)
 
     def d_scale(dy: ir.Value) -> ir.Value:
         return c.total_product(dy, centred) / c.deviation(var)
@@ -147,14 +174,14 @@ def _of_the_batch(
         if d_running_var is not None:
             gains.append(c.wide(d_running_var) * c.deviation(var) * (2.0 - 2.0 * c.momentum) / n)
         indirect = c.affine(c.x, _sum(gains), _sum(offsets), mean, var)
-        return indirect if dy is None else c.affine(dy, c.scale, None, None, var) + indirect
+        return indirect if dy is None else c.affine(c.wide(dy), c.scale, None, None, var) + indirect
 
     affine: Sequence[InputCotangent] = (None, None)
     if dy is not None:
-        affine = lambda: op.CastLike(d_scale(dy), c.scale), lambda: op.CastLike(c.total(dy), c.bias)
+        affine = partial(d_scale, dy), partial(c.total, dy)
     statistics = (d if d is None else d * c.momentum for d in (d_running_mean, d_running_var))
     return dx, *affine, *statistics
 
 
 def _sum(terms: Sequence[ir.Value]) -> ir.Value | None:
-    return functools.reduce(operator.add, terms) if terms else None
+    return reduce(operator.add, terms) if terms else None

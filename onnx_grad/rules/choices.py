@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 import onnx_ir as ir
 
 from onnx_grad import known
@@ -26,7 +27,7 @@ def where(op: Builder, node: ir.Node, dz: ir.Value) -> Sequence[InputCotangent]:
 
 @gradient("Clip", convention="the gradient passes at the bounds")
 def clip(op: Builder, node: ir.Node, dy: ir.Value) -> Sequence[InputCotangent]:
-    """y = min(max(x, low), high): dx = dy where low ≤ x ≤ high, which is where y = x.
+    """y = min(max(x, low), high): dx = dy where low ≤ x ≤ high, which is where y = x and low ≤ high.
 
     dlow = Σ dy where x < low < high, dhigh = Σ dy where max(x, low) > high: also where the bounds are in the
     wrong order and y = high.
@@ -35,7 +36,10 @@ def clip(op: Builder, node: ir.Node, dy: ir.Value) -> Sequence[InputCotangent]:
     (y,) = node.outputs
 
     def dx() -> ir.Value:
-        return keep_where(op, node, op.Equal(x, y), dy)
+        unchanged = op.Equal(x, y)
+        if low is not None and high is not None and not _in_order(low, high):
+            unchanged = op.And(unchanged, op.LessOrEqual(low, high))
+        return keep_where(op, node, unchanged, dy)
 
     def dlow() -> ir.Value:
         below = op.Less(x, low)
@@ -49,6 +53,12 @@ def clip(op: Builder, node: ir.Node, dy: ir.Value) -> Sequence[InputCotangent]:
         return summed if bound is None or known.rank(bound) == 0 else op.reshape_like(summed, bound)
 
     return (dx, dlow, dhigh)[: len(node.inputs)]
+
+
+def _in_order(low: ir.Value, high: ir.Value) -> bool:
+    """Whether the bounds are constants in the right order."""
+    lowest, highest = known.constant(low), known.constant(high)
+    return lowest is not None and highest is not None and bool(np.less_equal(lowest, highest).all())
 
 
 @gradient("Max", broadcasts=True, convention="a tie is split evenly")

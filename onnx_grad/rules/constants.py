@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_grad import known
 from onnx_grad.builder import Builder
 from onnx_grad.registry import InputCotangent, derivative_is_zero, gradient
+from onnx_grad.rules.precision import widen
 
 derivative_is_zero("Constant", "ConstantOfShape", "EyeLike", reason="the output depends on no float value")
 derivative_is_zero(
@@ -29,7 +30,9 @@ def range_(op: Builder, node: ir.Node, dy: ir.Value) -> Sequence[InputCotangent]
     (y,) = node.outputs
 
     def ddelta() -> ir.Value:
-        position = op.CastLike(op.Range(0, op.Squeeze(op.Shape(y)), 1), y)
-        return op.reshape_like(op.ReduceSum(dy * position, keepdims=0), known.operand(node, 2))
+        wide_dy = widen(op, dy, dy)
+        position = op.CastLike(op.Range(0, op.Squeeze(op.Shape(y)), 1), wide_dy)
+        total = op.CastLike(op.ReduceSum(wide_dy * position, keepdims=0), y)
+        return op.reshape_like(total, known.operand(node, 2))
 
     return lambda: op.reshape_like(op.ReduceSum(dy, keepdims=0), known.operand(node, 0)), None, ddelta

@@ -80,9 +80,10 @@ def _conv_windows(node: ir.Node) -> Windows:
 def _conv_transpose_windows(node: ir.Node) -> Windows:
     """The windows of the `Conv` whose adjoint a `ConvTranspose` node is: its output is their image."""
     x, w = known.operand(node, 0), known.operand(node, 1)
-    rank = spatial_rank(node)
+    rank, output_shape = spatial_rank(node), sizes_attribute(node, "output_shape", 0, None)
     windows = Windows(
-        positions=spatial_sizes(node.outputs[0]),
+        # Onnx infers nonsense for an `output_shape` smaller than the input.
+        positions=output_shape or spatial_sizes(node.outputs[0]),
         count=spatial_sizes(x),
         kernel=sizes_attribute(node, "kernel_shape", 0, None) or spatial_sizes(w),
         strides=sizes_attribute(node, "strides", 1, rank),
@@ -90,7 +91,6 @@ def _conv_transpose_windows(node: ir.Node) -> Windows:
         spare=sizes_attribute(node, "output_padding", 0, None) or (),
         odd_at_begin=auto_pad(node) != "SAME_UPPER",
     )
-    output_shape = sizes_attribute(node, "output_shape", 0, None)
     if output_shape is not None or auto_pad(node).startswith("SAME"):
         return windows.with_total_padding(_transposed_padding(windows, output_shape))
     return windows.with_padding(*explicit_padding(node, rank))

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from onnx_grad import known
 from onnx_grad.builder import Builder
 from onnx_grad.registry import InputCotangent, gradient
+from onnx_grad.rules.precision import widen
 
 
 @gradient("CumProd")
@@ -22,7 +23,7 @@ def cumulative_product(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotange
     exclusive = node.attributes.get_int("exclusive", 0)
 
     rows = _before_along_after(op, x, axis)
-    row, cotangent = op.Reshape(x, rows, allowzero=1), op.Reshape(dy, rows, allowzero=1)
+    row, cotangent = (op.Reshape(widen(op, value, x), rows, allowzero=1) for value in (x, dy))
     before = op.CumProd(row, op.constant(1, ir.DataType.INT64), reverse=reverse, exclusive=1)
 
     # Axes of what follows: before the axis, i, j or k, after the axis.
@@ -31,7 +32,7 @@ def cumulative_product(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotange
     between = op.CumProd(factors, op.constant(2, ir.DataType.INT64), reverse=reverse, exclusive=exclusive)
     reached = later if exclusive else op.Not(_later(op, op.Gather(rows, 1), not reverse))
     terms = op.Where(reached, between * op.Unsqueeze(cotangent, [1]), 0.0)
-    return op.reshape_like(before * op.ReduceSum(terms, [2], keepdims=0), x)
+    return op.CastLike(op.reshape_like(before * op.ReduceSum(terms, [2], keepdims=0), x), x)
 
 
 def _before_along_after(op: Builder, x: ir.Value, axis: ir.Value) -> ir.Value:

@@ -19,13 +19,17 @@ from onnx_grad import known
 from onnx_grad.builder import Builder
 from onnx_grad.registry import InputCotangent, Thunk, gradient
 from onnx_grad.rules.axes import sum_by_channel
+from onnx_grad.rules.precision import widen
 from onnx_grad.rules.sampling import grid_sample
 from onnx_grad.rules.windows import explicit_padding, given, sizes_attribute, spatial_rank
 
 
 def _refusal(node: ir.Node) -> str | None:
     if spatial_rank(node) not in (None, 2):
-        return "only two-dimensional DeformConv is differentiated; cut the flow with stop=[…]"
+        return (
+            "DeformConv is differentiated in two dimensions only, as ONNX Runtime runs it in no others; cut "
+            "the flow with stop=[…]"
+        )
     return None
 
 
@@ -42,7 +46,9 @@ class _Parts:
 
     def __init__(self, op: Builder, node: ir.Node, dy: ir.Value) -> None:
         self.op, self.node = op, node
-        self.x, self.w, self.offset = (known.operand(node, index) for index in range(3))
+        self.x, self.w, offset = (known.operand(node, index) for index in range(3))
+        # Half precision cannot tell where in a large image a tap lies.
+        self.offset = widen(op, offset, offset)
         self.mask = known.optional_operand(node, 4)
         self.group = node.attributes.get_int("group", 1)
         self.offset_group = node.attributes.get_int("offset_group", 1)
@@ -71,7 +77,8 @@ class _Parts:
         op = self.op
         _, dgrid = self._before_sampling()
         places = op.Transpose(op.Gather(dgrid, [1, 0], axis=3), perm=[0, 1, 3, 2])
-        return op.reshape_like(places * (2.0 / self.lengths), self.offset)
+        doffset = op.reshape_like(places * (2.0 / self.lengths), self.offset)
+        return op.CastLike(doffset, known.operand(self.node, 2))
 
     def dbias(self) -> ir.Value:
         """Of the bias."""

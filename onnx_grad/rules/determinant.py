@@ -7,6 +7,7 @@ import onnx_ir as ir
 from onnx_grad import known
 from onnx_grad.builder import Builder
 from onnx_grad.registry import InputCotangent, gradient
+from onnx_grad.rules.precision import widen
 
 
 @gradient("Det")
@@ -32,7 +33,10 @@ def det(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
 
 
 def _row_by_column(op: Builder, minors: ir.Value, rank: int | None) -> ir.Value:
-    """The minors [..., i, rows, j, columns] as matrices for each i and j. A Transpose needs the rank."""
+    """The minors [..., i, rows, j, columns] as matrices for each i and j. A Transpose needs the rank.
+
+    Einsum does not, but lacks bfloat16 before opset 28.
+    """
     if rank is None:
-        return op.Einsum(minors, equation="...iajb->...ijab")
+        return op.CastLike(op.Einsum(widen(op, minors, minors), equation="...iajb->...ijab"), minors)
     return op.Transpose(minors, perm=[*range(rank - 2), rank - 2, rank, rank - 1, rank + 1])

@@ -11,15 +11,17 @@ from onnx_grad.builder import Builder
 from onnx_grad.registry import InputCotangent, gradient
 from onnx_grad.rules.axes import trailing_count
 from onnx_grad.rules.lp_norms import lp_factors
+from onnx_grad.rules.precision import widen
 
 
 @gradient("GlobalAveragePool")
 def global_average_pool(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     """y = Σx/n by channel: dx = dy/n, repeated over the positions."""
     x = known.operand(node, 0)
-    count = trailing_count(op, x, 2, dy)
-    share = dy * (1.0 / count) if isinstance(count, float) and count else dy / count
-    return op.Expand(share, op.shape(x))
+    wide_dy = widen(op, dy, dy)
+    count = trailing_count(op, x, 2, wide_dy)
+    share = wide_dy * (1.0 / count) if isinstance(count, float) and count else wide_dy / count
+    return op.Expand(op.CastLike(share, dy), op.shape(x))
 
 
 @gradient("GlobalMaxPool", convention="the first maximum of a channel takes all")
@@ -36,9 +38,9 @@ def global_max_pool(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
 @gradient("GlobalLpPool", convention="GlobalLpPool'(0) = 0")
 def global_lp_pool(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     """y = (Σ|x|ᵖ)^1/p by channel: dx = x·|x|ᵖ⁻²·y¹⁻ᵖ·dy, 0 where y = 0."""
-    (y,) = node.outputs
-    of_x, of_y = lp_factors(op, known.operand(node, 0), y, node.attributes.get_int("p", 2))
-    return of_x * (dy if of_y is None else dy * of_y)
+    x, y, wide_dy = (widen(op, value, dy) for value in (known.operand(node, 0), node.outputs[0], dy))
+    of_x, of_y = lp_factors(op, x, y, node.attributes.get_int("p", 2))
+    return op.CastLike(of_x * (wide_dy if of_y is None else wide_dy * of_y), dy)
 
 
 def _positions_on_one_axis(op: Builder, x: ir.Value) -> ir.Value | list[int]:

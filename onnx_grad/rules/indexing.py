@@ -11,6 +11,7 @@ from onnx_grad.builder import Builder
 from onnx_grad.registry import InputCotangent, derivative_is_zero, gradient
 from onnx_grad.rules.accumulate import add_elements, add_flat, add_in_batches, add_slices, batch_size
 from onnx_grad.rules.borders import with_borders
+from onnx_grad.rules.precision import widen
 
 derivative_is_zero("NonZero", reason="the output is an index")
 derivative_is_zero("NonMaxSuppression", reason="the output is an index")
@@ -51,7 +52,7 @@ def gather_nd(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     return add_in_batches(op, dy, op.Reshape(indices, shape, allowzero=1), x, batch, slice_shape)
 
 
-@gradient("TopK")
+@gradient("TopK", convention="of equal elements, those that the operator chose")
 def top_k(op: Builder, node: ir.Node, dvalues: ir.Value) -> InputCotangent:
     """values, indices = the k largest or smallest of x: dx = dvalues at the indices, zero elsewhere."""
     x, indices = known.operand(node, 0), node.outputs[1]
@@ -76,14 +77,15 @@ def unique(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     axis = node.attributes.get_int("axis", None)
     is_sorted = node.attributes.get_int("sorted", 1)
     _, _, inverse, counts = op.Unique(x, axis=axis, sorted=is_sorted, outputs=4)
+    wide_dy = widen(op, dy, x)
+    counts = op.CastLike(counts, wide_dy)
     if axis is None:
-        return op.reshape_like(op.Gather(dy / op.CastLike(counts, x), inverse), x)
-    copies = op.Gather(op.CastLike(counts, x), inverse)
-    slices = op.Gather(dy, inverse, axis=axis)
-    return slices / _along(op, copies, x, axis)
+        return op.reshape_like(op.CastLike(op.Gather(wide_dy / counts, inverse), x), x)
+    slices = op.Gather(wide_dy, inverse, axis=axis)
+    return op.CastLike(slices / _along(op, op.Gather(counts, inverse), x, axis), x)
 
 
-@gradient("OneHot")
+@gradient("OneHot", frozen=(0, 1))
 def one_hot(op: Builder, node: ir.Node, dy: ir.Value) -> Sequence[InputCotangent]:
     """y = off + mask·(on − off): d off = Σ dy·(1 − mask), d on = Σ dy·mask."""
     indices, depth, values = (known.operand(node, index) for index in range(3))

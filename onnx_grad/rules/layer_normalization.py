@@ -32,9 +32,9 @@ def layer_normalization(
 
     The cotangents of the outputs μ and r = 1/√(mean(d²) + ε) add dμ/n − d·r³·dr/n, for means of n elements.
     """
-    layer = _Layer(op, node)
+    layer = Layer.of(op, node)
     bias = known.optional_operand(node, 2)
-    mean, r = layer.statistics()
+    mean, r = _statistics(op, node, layer)
     d = layer.wide(layer.x) - mean
 
     def dx() -> ir.Value:
@@ -60,44 +60,72 @@ def layer_normalization(
 @gradient("RMSNormalization")
 def rms_normalization(op: Builder, node: ir.Node, dy: ir.Value) -> Sequence[InputCotangent]:
     """Y = scale·x·r with r = 1/√(mean(x²) + ε): dX = r·(g − x·r²·mean(g·x)) with g = dY·scale."""
-    layer = _Layer(op, node)
+    layer = Layer.of(op, node)
+    return rms_cotangents(layer, layer.inverse_root_mean_square(layer.wide(layer.x)), dy)
+
+
+def rms_cotangents(
+    layer: Layer, r: ir.Value, dy: ir.Value | None, d_inverse: ir.Value | None = None
+) -> Sequence[InputCotangent]:
+    """Those of x and of the scale where Y = scale·x·r; the cotangent of r adds −x·r³·dr/n."""
     x = layer.wide(layer.x)
-    r = layer.inverse_root_mean_square(x)
 
     def dx() -> ir.Value:
-        g = layer.wide(dy) * layer.wide(layer.scale)
-        return op.CastLike(r * (g - x * layer.slope(dy, x, r)), layer.x)
+        parts = []
+        if dy is not None:
+            g = layer.wide(dy) * layer.wide(layer.scale)
+            parts.append(r * (g - x * layer.slope(dy, x, r)))
+        if d_inverse is not None:
+            parts.append(x * (layer.wide(d_inverse) * r * r * r / -layer.count))
+        return layer.op.CastLike(functools.reduce(operator.add, parts), layer.x)
 
+    if dy is None:
+        return (dx,)
     return dx, functools.partial(layer.d_scale, dy, x, r)
 
 
-class _Layer:
-    """The axes and the scale of a node, and means and sums over them."""
+def _statistics(op: Builder, node: ir.Node, layer: Layer) -> tuple[ir.Value, ir.Value]:
+    """The mean and r: outputs of the node itself, unless they are less precise than x."""
+    single = node.attributes.get_int("stash_type", 1) == ir.DataType.FLOAT
+    if single and layer.x.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+        mean, r = (op.optional_output(node, i, ir.DataType.FLOAT) for i in (1, 2))
+        return mean, r
+    x = layer.wide(layer.x)
+    mean = layer.mean(x)
+    return mean, layer.inverse_root_mean_square(x - mean)
 
-    def __init__(self, op: Builder, node: ir.Node) -> None:
-        self.op, self.node = op, node
-        self.x, self.scale = known.operand(node, 0), known.operand(node, 1)
-        self.epsilon = node.attributes.get_float("epsilon", 1e-5)
-        self.axis = node.attributes.get_int("axis", -1)
-        rank = known.rank(self.x)
-        if self.axis >= 0 and rank is not None:
+
+class Layer:
+    """The axes and the scale of a normalization, and means and sums over them.
+
+    Args:
+        op: Builds the nodes.
+        x: What is normalized.
+        scale: The scale, of a shape that broadcasts to that of `x`.
+        y: The result, or any value of its shape.
+        axis: The first normalized axis.
+        epsilon: What is added to the mean square.
+    """
+
+    def __init__(
+        self, op: Builder, x: ir.Value, scale: ir.Value, y: ir.Value, axis: int, epsilon: float
+    ) -> None:
+        self.op, self.x, self.scale = op, x, scale
+        self.y, self.axis, self.epsilon = y, axis, epsilon
+        rank = known.rank(x)
+        if axis >= 0 and rank is not None:
             self.axis -= rank
-        self.count = trailing_count(op, self.x, self.axis, like=self.wide(self.x))
+        self.count = trailing_count(op, x, self.axis, like=self.wide(x))
+
+    @classmethod
+    def of(cls, op: Builder, node: ir.Node) -> Layer:
+        """That of a node whose first inputs are x and the scale."""
+        axis, epsilon = node.attributes.get_int("axis", -1), node.attributes.get_float("epsilon", 1e-5)
+        return cls(op, known.operand(node, 0), known.operand(node, 1), node.outputs[0], axis, epsilon)
 
     def wide(self, value: ir.Value) -> ir.Value:
         """`value` in the precision of the computation."""
         return widen(self.op, value, self.x)
-
-    def statistics(self) -> tuple[ir.Value, ir.Value]:
-        """The mean and r: outputs of the node itself, unless they are less precise than x."""
-        op, node = self.op, self.node
-        single = node.attributes.get_int("stash_type", 1) == ir.DataType.FLOAT
-        if single and self.x.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
-            mean, r = (op.optional_output(node, i, ir.DataType.FLOAT) for i in (1, 2))
-            return mean, r
-        x = self.wide(self.x)
-        mean = self.mean(x)
-        return mean, self.inverse_root_mean_square(x - mean)
 
     def inverse_root_mean_square(self, d: ir.Value) -> ir.Value:
         """1/√(mean(d²) + ε)."""
@@ -127,7 +155,7 @@ class _Layer:
         if self._scale_is_vector():
             total = op.MatMul(op.Reshape(r, [-1]), op.Flatten(product, axis=-1))
         else:
-            total = undo_broadcast(op, product * r, self.scale, self.node.outputs[0])
+            total = undo_broadcast(op, product * r, self.scale, self.y)
         return op.CastLike(total, self.scale)
 
     def _scale_is_vector(self) -> bool:

@@ -11,17 +11,24 @@ from onnx_grad import known
 from onnx_grad.broadcasting import undo_broadcast
 from onnx_grad.builder import Builder
 from onnx_grad.registry import InputCotangent, gradient
+from onnx_grad.rules.precision import widen
 
 
 @gradient("MatMul")
 def matmul(op: Builder, node: ir.Node, dy: ir.Value) -> Sequence[InputCotangent]:
     """Y = A·B: dA = dY·Bᵀ, dB = Aᵀ·dY, summed over the batch axes along which A or B was stretched."""
-    b = known.operand(node, 1)
+    return product_cotangents(op, known.operand(node, 0), known.operand(node, 1), node.outputs[0], dy)
+
+
+def product_cotangents(
+    op: Builder, a: ir.Value, b: ir.Value, y: ir.Value, dy: ir.Value
+) -> Sequence[InputCotangent]:
+    """The cotangents of the operands of y = a·b, as `MatMul` multiplies."""
     if known.rank(b) == 1:
-        return _matrix_vector(op, node, dy)
+        return _matrix_vector(op, a, b, dy)
     if known.rank(b) == 2:
-        return _linear_layer(op, node, dy)
-    return _batched(op, node, dy)
+        return _linear_layer(op, a, b, dy)
+    return _batched(op, a, b, y, dy)
 
 
 @gradient("Gemm")
@@ -53,9 +60,8 @@ def gemm(op: Builder, node: ir.Node, dy: ir.Value) -> Sequence[InputCotangent]:
     return da, db, dc
 
 
-def _matrix_vector(op: Builder, node: ir.Node, dy: ir.Value) -> Sequence[InputCotangent]:
+def _matrix_vector(op: Builder, a: ir.Value, b: ir.Value, dy: ir.Value) -> Sequence[InputCotangent]:
     """Y = A·b with b of rank 1: dA = dY ⊗ b, db = Σ over rows of dY·A."""
-    a, b = known.operand(node, 0), known.operand(node, 1)
     if known.rank(a) == 1:
         return lambda: dy * b, lambda: dy * a
     if known.rank(a) == 2:
@@ -66,9 +72,8 @@ def _matrix_vector(op: Builder, node: ir.Node, dy: ir.Value) -> Sequence[InputCo
     )
 
 
-def _linear_layer(op: Builder, node: ir.Node, dy: ir.Value) -> Sequence[InputCotangent]:
+def _linear_layer(op: Builder, a: ir.Value, b: ir.Value, dy: ir.Value) -> Sequence[InputCotangent]:
     """Y = A·B with B of rank 2: all rows of A meet the same B, so that dB is one product of two matrices."""
-    a, b = known.operand(node, 0), known.operand(node, 1)
     if known.rank(a) == 2:
         return lambda: op.Gemm(dy, b, transB=1), lambda: op.Gemm(a, dy, transA=1)
     return (
@@ -77,22 +82,21 @@ def _linear_layer(op: Builder, node: ir.Node, dy: ir.Value) -> Sequence[InputCot
     )
 
 
-def _batched(op: Builder, node: ir.Node, dy: ir.Value) -> Sequence[InputCotangent]:
+def _batched(op: Builder, a: ir.Value, b: ir.Value, y: ir.Value, dy: ir.Value) -> Sequence[InputCotangent]:
     """Y = A·B for any ranks: vectors are made matrices first, when the graph runs where a rank is unknown."""
-    a, b, y = known.operand(node, 0), known.operand(node, 1), node.outputs[0]
     row, column = _vector_axis(op, a, -2), _vector_axis(op, b, -1)
     matrices_dy = _unsqueeze(op, dy, row, column)
     dims = known.dimensions(y)
     batch = dims[:-2] if dims is not None and row is None and column is None else None
 
     def da() -> ir.Value:
-        stretched = op.MatMul(matrices_dy, _swap_last_two(op, _unsqueeze(op, b, column), known.rank(b)))
-        _annotate(stretched, batch, a)
+        stretched = op.MatMul(matrices_dy, swap_last_two(op, _unsqueeze(op, b, column), known.rank(b)))
+        annotate_stretched(stretched, batch, a)
         return undo_broadcast(op, stretched, a, stretched)
 
     def db() -> ir.Value:
-        stretched = op.MatMul(_swap_last_two(op, _unsqueeze(op, a, row), known.rank(a)), matrices_dy)
-        _annotate(stretched, batch, b)
+        stretched = op.MatMul(swap_last_two(op, _unsqueeze(op, a, row), known.rank(a)), matrices_dy)
+        annotate_stretched(stretched, batch, b)
         if column is None:
             return undo_broadcast(op, stretched, b, stretched)
         return op.reshape_like(undo_broadcast(op, stretched, _unsqueeze(op, b, column), stretched), b)
@@ -119,15 +123,18 @@ def _unsqueeze(op: Builder, value: ir.Value, *axes: ir.Value | None) -> ir.Value
     return op.Unsqueeze(value, present[0] if len(present) == 1 else op.Concat(*present, axis=0))
 
 
-def _swap_last_two(op: Builder, matrices: ir.Value, rank: int | None) -> ir.Value:
-    """Each matrix transposed. A Transpose needs the rank; Einsum does not."""
+def swap_last_two(op: Builder, matrices: ir.Value, rank: int | None) -> ir.Value:
+    """Each matrix transposed. A Transpose needs the rank; Einsum does not, but it lacks bfloat16 up to 27."""
     if rank is None:
-        return op.Einsum(matrices, equation="...ij->...ji")
+        transposed = op.Einsum(widen(op, matrices, matrices), equation="...ij->...ji")
+        return op.CastLike(transposed, matrices)
     rank = max(rank, 2)
     return op.Transpose(matrices, perm=[*range(rank - 2), rank - 1, rank - 2])
 
 
-def _annotate(stretched: ir.Value, batch: Sequence[known.Dimension] | None, operand: ir.Value) -> None:
+def annotate_stretched(
+    stretched: ir.Value, batch: Sequence[known.Dimension] | None, operand: ir.Value
+) -> None:
     """Note the shape of a stretched cotangent of `operand`, which undoing the stretching goes by."""
     if batch is not None and operand.shape is not None:
         stretched.shape = ir.Shape([*batch, *operand.shape.dims[-2:]])

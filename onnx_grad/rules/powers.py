@@ -12,6 +12,7 @@ from onnx_grad import known
 from onnx_grad.builder import Builder
 from onnx_grad.masking import as_number, cast_like
 from onnx_grad.registry import InputCotangent, gradient
+from onnx_grad.rules.precision import widen
 
 
 @gradient("Sqrt", convention="Sqrt'(0) = +∞")
@@ -23,9 +24,9 @@ def sqrt(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
 
 @gradient("Reciprocal")
 def reciprocal(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
-    """y = 1/x: dx = −dy·y²."""
+    """y = 1/x: dx = −dy·y², in the order (dy·y)·y: y² may be beyond the dtype's range where dx is not."""
     (y,) = node.outputs
-    return -(dy * (y * y))
+    return -(dy * y * y)
 
 
 @gradient("Exp")
@@ -62,15 +63,18 @@ def _base_cotangent(op: Builder, node: ir.Node, dz: ir.Value) -> ir.Value | None
     x, exponent, (z,) = known.operand(node, 0), known.operand(node, 1), node.outputs
     numbers = known.constant(exponent)
     if numbers is None or x.dtype is None:
-        e = cast_like(op, exponent, x)
-        return dz * (e * op.Pow(x, e - 1.0 + as_number(op, op.Equal(e, 0.0), e)))
+        base, wide_dz, e = (widen(op, value, x) for value in (x, dz, exponent))
+        slope = e * op.Pow(base, e - 1.0 + as_number(op, op.Equal(e, 0.0), e))
+        return op.CastLike(wide_dz * slope, x)
     numbers = np.asarray(numbers, dtype=np.float64)
     if not numbers.any():
         return None
     if numbers.size == 1:
         return _cotangent_of_fixed_power(op, x, z, numbers.item(), dz)
-    lowered = op.constant(np.where(numbers == 0, 0, numbers - 1), x.dtype)
-    return dz * (op.constant(numbers, x.dtype) * op.Pow(x, lowered))
+    base, wide_dz = widen(op, x, x), widen(op, dz, x)
+    dtype = base.dtype or x.dtype
+    lowered = op.constant(np.where(numbers == 0, 0, numbers - 1), dtype)
+    return op.CastLike(wide_dz * (op.constant(numbers, dtype) * op.Pow(base, lowered)), x)
 
 
 def _cotangent_of_fixed_power(op: Builder, x: ir.Value, z: ir.Value, e: float, dz: ir.Value) -> ir.Value:
@@ -86,8 +90,9 @@ def _cotangent_of_fixed_power(op: Builder, x: ir.Value, z: ir.Value, e: float, d
     if e == 1.5:
         return dz * (op.Sqrt(x) * 1.5)
     if e == -1:
-        return -(dz * (z * z))
-    return dz * (op.Pow(x, e - 1) * e)
+        return -(dz * z * z)
+    # Beyond the range of float16 where dz makes up for it: near zero, with a negative e − 1.
+    return op.CastLike(widen(op, dz, x) * (op.Pow(widen(op, x, x), e - 1) * e), x)
 
 
 def _exponent_cotangent(op: Builder, node: ir.Node, dz: ir.Value) -> ir.Value:

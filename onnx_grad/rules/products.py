@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import onnx_ir as ir
 
 from onnx_grad.builder import Builder
@@ -21,7 +22,7 @@ def product_of_others(
     Π_{j≠i} x_j = Π_j u_j / u_i · Π_{j≠i, x_j=0} x_j, where u is x with its zeros replaced by ones. The last
     factor is one where no other factor is zero, the other zero x_j itself where there is one, and zero where
     there are more. The value is exact, and so is its derivative (the second derivative of the product) with
-    any number of zeros; the third is where no group holds more than two zeros.
+    any number of zeros; higher ones are only where no group holds more than one zero.
 
     Args:
         op: Builds the nodes.
@@ -37,6 +38,9 @@ def product_of_others(
     zero = op.Where(is_zero, x, 0.0)
     indicator = op.CastLike(is_zero, x)
     other_zeros = total(indicator) - indicator
-    none = op.CastLike(op.Equal(other_zeros, 0.0), x)
     one = op.CastLike(op.Equal(other_zeros, 1.0), x)
-    return product(nonzero) / nonzero * (none + one * (total(zero) - zero))
+    others = product(nonzero) / nonzero
+    # Finite, for what overflows without the zero must not make a NaN with it.
+    largest = float(np.finfo(np.float32 if x.dtype is None else x.dtype.numpy()).max)
+    with_zero = op.Clip(others, -largest, largest) * (one * (total(zero) - zero))
+    return op.Where(op.Equal(other_zeros, 0.0), others, with_zero)

@@ -8,7 +8,9 @@ import onnx_ir as ir
 
 from onnx_grad import known
 from onnx_grad.builder import Builder
+from onnx_grad.masking import as_number, keep_where, zero_where_unused
 from onnx_grad.registry import InputCotangent, derivative_is_zero, gradient
+from onnx_grad.rules.precision import widen
 from onnx_grad.rules.products import product_of_others
 
 derivative_is_zero("ArgMax", "ArgMin", reason="the output is an index")
@@ -25,7 +27,8 @@ def reduce_sum(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
 @gradient("ReduceMean")
 def reduce_mean(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     """y = Σx/n: dx = dy/n, repeated along the reduced axes."""
-    return _repeated(op, node, _aligned(op, node, dy * _share(op, node)))
+    wide_dy = widen(op, dy, dy)
+    return _repeated(op, node, _aligned(op, node, op.CastLike(wide_dy * _share(op, node, wide_dy), dy)))
 
 
 @gradient("ReduceSumSquare")
@@ -43,24 +46,27 @@ def reduce_l1(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
 @gradient("ReduceL2", convention="ReduceL2'(0) = 0")
 def reduce_l2(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     """y = √Σx²: dx = x·dy/y, and 0 where y = 0."""
-    (y,) = node.outputs
+    x, y = known.operand(node, 0), _precise_output(op, node)
     is_zero = op.CastLike(op.Equal(y, 0.0), y)
-    return known.operand(node, 0) * _aligned(op, node, dy / (y + is_zero))
+    slope = _aligned(op, node, widen(op, dy, dy) / (y + is_zero))
+    return op.CastLike(widen(op, x, x) * slope, x)
 
 
 @gradient("ReduceLogSum")
 def reduce_log_sum(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
-    """y = ln Σx: dx = dy·exp(−y), repeated along the reduced axes."""
-    (y,) = node.outputs
-    return _repeated(op, node, _aligned(op, node, dy * op.Exp(-y)))
+    """y = ln Σx: dx = dy/Σx, repeated along the reduced axes."""
+    aligned = _aligned(op, node, dy)
+    share = aligned / _total(op, node, known.operand(node, 0))
+    return _repeated(op, node, zero_where_unused(op, node, share, aligned))
 
 
 @gradient("ReduceLogSumExp")
 def reduce_log_sum_exp(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     """y = ln Σ exp x: dx = dy·exp(x − y); exp(x) where every x is −∞, so that dx = 0 there."""
-    (y,) = node.outputs
+    x, y = known.operand(node, 0), _precise_output(op, node)
     finite = op.Where(op.Equal(y, -math.inf), 0.0, y)
-    return op.Exp(known.operand(node, 0) - _aligned(op, node, finite)) * _aligned(op, node, dy)
+    slope = op.Exp(widen(op, x, x) - _aligned(op, node, finite))
+    return op.CastLike(slope, x) * _aligned(op, node, dy)
 
 
 @gradient("ReduceMax", convention=_TIES)
@@ -68,22 +74,28 @@ def reduce_log_sum_exp(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotange
 def reduce_extremum(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     """y = max x or min x: dx = dy where x = y, in equal shares."""
     x, (y,) = known.operand(node, 0), node.outputs
-    attained = op.CastLike(op.Equal(x, _aligned(op, node, y)), x)
-    return attained * (_aligned(op, node, dy) / _total(op, node, attained))
+    attained = op.Equal(x, _aligned(op, node, y))
+    wide_dy = widen(op, _aligned(op, node, dy), dy)
+    share = wide_dy / _total(op, node, as_number(op, attained, wide_dy))
+    return keep_where(op, node, attained, op.CastLike(share, x))
 
 
 @gradient("ReduceProd")
 def reduce_prod(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
-    """y = Πx: dx = dy times the product of all other factors, also where some are zero."""
+    """y = Πx: dx = dy times the product of all other factors, also where some are zero.
+
+    From third derivatives on, see `product_of_others` about several zeros.
+    """
+    x = known.operand(node, 0)
     others = product_of_others(
         op,
-        known.operand(node, 0),
+        widen(op, x, x),
         product=lambda factors: op.ReduceProd(
             factors, _axes(node), keepdims=1, noop_with_empty_axes=_noop(node)
         ),
         total=lambda terms: _total(op, node, terms),
     )
-    return _aligned(op, node, dy) * others
+    return op.CastLike(widen(op, _aligned(op, node, dy), dy) * others, x)
 
 
 @gradient("CumSum")
@@ -103,6 +115,15 @@ def _axes(node: ir.Node) -> ir.Value | None:
 
 def _noop(node: ir.Node) -> int | None:
     return node.attributes.get_int("noop_with_empty_axes", 0) or None
+
+
+def _precise_output(op: Builder, node: ir.Node) -> ir.Value:
+    """y, computed again in single where it was rounded to half: that of a large y would be seen in x − y."""
+    x, (y,) = known.operand(node, 0), node.outputs
+    if x.dtype not in known.HALF_TYPES:
+        return y
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    return op.node(node.op_type, op.widened(x), *node.inputs[1:], **attributes)
 
 
 def _aligned(op: Builder, node: ir.Node, reduced: ir.Value) -> ir.Value:
@@ -130,17 +151,17 @@ def _total(op: Builder, node: ir.Node, terms: ir.Value) -> ir.Value:
     return op.ReduceSum(terms, _axes(node), keepdims=1, noop_with_empty_axes=_noop(node))
 
 
-def _share(op: Builder, node: ir.Node) -> ir.Value:
-    """1/n as a scalar in the dtype of x, where n elements of x make one of y."""
+def _share(op: Builder, node: ir.Node, like: ir.Value) -> ir.Value:
+    """1/n as a scalar in the dtype of `like`, where n elements of x make one of y."""
     x, (y,) = known.operand(node, 0), node.outputs
     lengths = _reduced_lengths(node)
     if lengths is not None and 0 not in lengths:
-        return op.scalar_like(1.0 / math.prod(lengths), x)
-    # In double precision: n itself may be beyond float16, and x may have no elements.
+        return op.scalar_like(1.0 / math.prod(lengths), like)
+    # In double precision: x may have no elements.
     n_y, n_x = (
         op.Cast(op.ReduceProd(op.shape(value), keepdims=0), to=ir.DataType.DOUBLE) for value in (y, x)
     )
-    return op.CastLike(n_y / n_x, x)
+    return op.CastLike(n_y / n_x, like)
 
 
 def _reduced_lengths(node: ir.Node) -> list[int] | None:

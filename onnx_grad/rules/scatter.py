@@ -1,4 +1,4 @@
-"""Operators that write updates at given indices: ScatterElements, ScatterND, TensorScatter, MaxUnpool."""
+"""Operators that write updates at given indices: ScatterElements, ScatterND, TensorScatter."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import onnx_ir as ir
 
 from onnx_grad import known
 from onnx_grad.builder import Builder
+from onnx_grad.masking import as_number, keep_where
 from onnx_grad.registry import InputCotangent, gradient, refused
-from onnx_grad.rules.accumulate import in_full_precision
+from onnx_grad.rules.precision import widen
 from onnx_grad.rules.products import product_of_others
 
 refused(
@@ -85,21 +86,6 @@ def _written_positions(op: Builder, node: ir.Node) -> ir.Value:
     return op.Expand(positions, shape)
 
 
-def _unpooling_refusal(node: ir.Node) -> str | None:
-    if known.optional_operand(node, 2) is None:
-        return None
-    return (
-        "ONNX Runtime and the ONNX specification place elements differently when `output_shape` is given; "
-        "leave it out, and pad the result instead"
-    )
-
-
-@gradient("MaxUnpool", refuses=_unpooling_refusal)
-def max_unpool(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
-    """y = zeros with each element of x at its position among all elements: dx = dy at these positions."""
-    return op.Gather(op.Reshape(dy, [-1]), known.operand(node, 1))
-
-
 def _scattered(op: Builder, node: ir.Node, dy: ir.Value, places: _Places) -> Sequence[InputCotangent]:
     match node.attributes.get_string("reduction", "none"):
         case "add":
@@ -120,20 +106,21 @@ def _written(op: Builder, node: ir.Node, dy: ir.Value, places: _Places) -> Seque
 
 def _multiplied(op: Builder, node: ir.Node, dy: ir.Value, places: _Places) -> Sequence[InputCotangent]:
     """The updates multiply what was there: the cotangent of each factor is dy times all the others."""
-    data, updates = known.operand(node, 0), known.operand(node, 2)
+    y = node.outputs[0]
+    data, updates, wide_dy = (widen(op, v, y) for v in (known.operand(node, 0), known.operand(node, 2), dy))
 
     def ddata() -> ir.Value:
         ones = op.Expand(op.scalar_like(1.0, data), op.shape(data))
-        return dy * places.write(ones, updates, "mul")
+        return op.CastLike(wide_dy * places.write(ones, updates, "mul"), y)
 
     def dupdates() -> ir.Value:
         others = product_of_others(
             op,
             updates,
             product=lambda factors: places.read(places.write(data, factors, "mul")),
-            total=lambda terms: places.read(_add(op, places, op.zeros_like(data), terms)),
+            total=lambda terms: places.read(places.write(op.zeros_like(data), terms, "add")),
         )
-        return places.read(dy) * others
+        return op.CastLike(places.read(wide_dy) * others, y)
 
     return ddata, None, dupdates
 
@@ -141,11 +128,12 @@ def _multiplied(op: Builder, node: ir.Node, dy: ir.Value, places: _Places) -> Se
 def _extremum(op: Builder, node: ir.Node, dy: ir.Value, places: _Places) -> Sequence[InputCotangent]:
     """The largest or smallest stays: dy goes in equal shares to all that equal it, as in PyTorch."""
     data, updates, (y,) = known.operand(node, 0), known.operand(node, 2), node.outputs
-    kept = op.CastLike(op.Equal(data, y), y)
-    taken = op.CastLike(op.Equal(updates, places.read(y)), y)
-    share = dy / _add(op, places, kept, taken)
-    return lambda: kept * share, None, lambda: taken * places.read(share)
-
-
-def _add(op: Builder, places: _Places, data: ir.Value, updates: ir.Value) -> ir.Value:
-    return in_full_precision(op, lambda wide, terms: places.write(wide, terms, "add"), data, updates)
+    wide_dy = widen(op, dy, dy)
+    kept, taken = op.Equal(data, y), op.Equal(updates, places.read(y))
+    ties = places.write(as_number(op, kept, wide_dy), as_number(op, taken, wide_dy), "add")
+    share = op.CastLike(wide_dy / ties, dy)
+    return (
+        lambda: keep_where(op, node, kept, share),
+        None,
+        lambda: keep_where(op, node, taken, places.read(share)),
+    )

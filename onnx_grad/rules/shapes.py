@@ -56,13 +56,25 @@ def expand(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     return undo_broadcast(op, dy, known.operand(node, 0), node.outputs[0])
 
 
-@gradient("Cast")
+def _quantises(node: ir.Node) -> str | None:
+    """Why a conversion cannot be differentiated, if it is one to or from eight bits or fewer."""
+    for value in (node.inputs[0], node.outputs[0]):
+        if value is not None and known.is_narrow_float(value):
+            return (
+                f"numbers of type {value.dtype} are quantised, so a derivative is zero or undefined; "
+                'quantization="straight-through" takes rounding for the identity, or leave the conversion '
+                "out of the model to be differentiated"
+            )
+    return None
+
+
+@gradient("Cast", refuses=_quantises)
 def cast(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     """y = x in another dtype: dx = dy in the dtype of x."""
     return op.CastLike(dy, known.operand(node, 0))
 
 
-@gradient("CastLike", frozen=(1,))
+@gradient("CastLike", frozen=(1,), refuses=_quantises)
 def cast_like(op: Builder, node: ir.Node, dy: ir.Value) -> Sequence[InputCotangent]:
     """y = x in the dtype of another tensor: dx = dy in the dtype of x."""
     return op.CastLike(dy, known.operand(node, 0)), None

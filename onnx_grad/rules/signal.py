@@ -1,7 +1,8 @@
 """Fourier transforms: DFT, STFT, and the windows and weights that go with them.
 
 Both are linear. Complex numbers are pairs on the last axis, with the inner product Re(conj(a)·b): the adjoint
-of yₖ = Σ xₙ·exp(−2πikn/N) is xₙ = Σ yₖ·exp(2πikn/N), which is N times the inverse transform.
+of yₖ = Σ xₙ·exp(−2πikn/N) is xₙ = Σ yₖ·exp(2πikn/N), which is N times the inverse transform. Half precision
+is computed in single, as sums are.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from onnx_grad import known
 from onnx_grad.builder import Builder
 from onnx_grad.registry import InputCotangent, derivative_is_zero, gradient
 from onnx_grad.rules.accumulate import add_slices
+from onnx_grad.rules.precision import widen
 
 derivative_is_zero("BlackmanWindow", "HammingWindow", "HannWindow", reason="the input is a length")
 derivative_is_zero("MelWeightMatrix", reason="frequencies are rounded to bins")
@@ -27,6 +29,7 @@ def dft(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     x, length = known.operand(node, 0), known.optional_operand(node, 1)
     inverse, onesided = (node.attributes.get_int(name, 0) for name in ("inverse", "onesided"))
     axis = _axis(op, node)
+    dy = widen(op, dy, x)
     if inverse and onesided:
         dx = _adjoint_of_inverse_onesided(op, dy, axis, known.rank(x))
     elif inverse:
@@ -38,7 +41,7 @@ def dft(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
         dx = _adjoint(op, dy, axis)
     if length is not None:
         dx = _fit(op, dx, _length(op, x, axis), axis)
-    return _as_real_as(op, x, dx)
+    return op.CastLike(_as_real_as(op, x, dx), x)
 
 
 @gradient("STFT")
@@ -47,19 +50,24 @@ def stft(op: Builder, node: ir.Node, dy: ir.Value) -> Sequence[InputCotangent]:
     signal, step = known.operand(node, 0), known.operand(node, 1)
     window, frame_length = known.optional_operand(node, 2), known.optional_operand(node, 3)
     length = _frame_length(op, signal, window, frame_length)
+    dy = widen(op, dy, signal)
     onesided = node.attributes.get_int("onesided", 1)
     dframes = _as_real_as(op, signal, _adjoint(op, _fit(op, dy, length, 2) if onesided else dy, 2))
     starts = op.Range(0, op.Gather(op.Shape(dy), 1), 1) * op.Cast(step, to=ir.DataType.INT64)
     positions = op.Unsqueeze(starts, [1]) + op.Range(0, length, 1)
 
     def dsignal() -> ir.Value:
-        windowed = dframes if window is None else dframes * op.Unsqueeze(window, [1])
+        windowed = dframes
+        if window is not None:
+            windowed = dframes * op.Unsqueeze(widen(op, window, signal), [1])
         samples = op.Transpose(windowed, perm=[1, 2, 0, 3])
-        zeros = op.Transpose(op.zeros_like(signal), perm=[1, 0, 2])
-        return op.Transpose(add_slices(op, samples, op.Unsqueeze(positions, [2]), zeros), perm=[1, 0, 2])
+        zeros = op.Transpose(op.zeros_like(widen(op, signal, signal)), perm=[1, 0, 2])
+        total = add_slices(op, samples, op.Unsqueeze(positions, [2]), zeros)
+        return op.CastLike(op.Transpose(total, perm=[1, 0, 2]), signal)
 
     def dwindow() -> ir.Value:
-        return op.ReduceSum(dframes * op.Gather(signal, positions, axis=1), [0, 1, 3], keepdims=0)
+        frames = op.Gather(widen(op, signal, signal), positions, axis=1)
+        return op.CastLike(op.ReduceSum(dframes * frames, [0, 1, 3], keepdims=0), signal)
 
     return (dsignal,) if window is None else (dsignal, None, dwindow)
 

@@ -1,22 +1,9 @@
-"""Control flow, recurrence, sequences, optionals and strings: declared, so that nothing is forgotten."""
+"""Sequences, optionals and strings: declared, so that nothing is forgotten."""
 
 from __future__ import annotations
 
 from onnx_grad.registry import derivative_is_zero, refused
 
-refused(
-    "If",
-    "Loop",
-    "Scan",
-    reason="subgraphs are not differentiated; cut the flow with stop=[…] at a tensor before or after it",
-)
-refused(
-    "GRU",
-    "LSTM",
-    "RNN",
-    reason="recurrent operators are not differentiated; export the model with the recurrence unrolled, or "
-    "cut the flow with stop=[…]",
-)
 refused(
     "ConcatFromSequence",
     "Optional",

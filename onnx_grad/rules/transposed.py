@@ -6,12 +6,14 @@ import onnx_ir as ir
 
 from onnx_grad.builder import Builder
 from onnx_grad.rules.filters import Filters, run_time_padding
-from onnx_grad.rules.windows import TO_THE_END, given
+from onnx_grad.rules.windows import TO_THE_END, Windows, given
 
 _FEW_CHANNELS = 4
 
 
-def transposed_convolution(op: Builder, filters: Filters, response: ir.Value, image: ir.Value) -> ir.Value:
+def transposed_convolution(
+    op: Builder, filters: Filters, response: ir.Value, image: ir.Value, begin: ir.Value | None = None
+) -> ir.Value:
     """wᵀ ⋆ response: every response spread over its window, times the weights.
 
     Args:
@@ -19,6 +21,7 @@ def transposed_convolution(op: Builder, filters: Filters, response: ir.Value, im
         filters: The weights [M, C/group, kernel…] and their windows.
         response: One entry per window, [N, M, O…].
         image: A tensor with the sizes of the image, [N, C, I…].
+        begin: The padding before the image as a 1-D tensor where it is unknown; `None` for that of `Conv`.
 
     Returns:
         A value of the shape of `image`.
@@ -40,20 +43,37 @@ def transposed_convolution(op: Builder, filters: Filters, response: ir.Value, im
         output_padding=behind if behind and any(behind) else None,
         group=filters.group,
     )
-    return whole if known_size else _cropped(op, filters, whole, response, image)
+    return whole if known_size else _cropped(op, filters, whole, response, image, begin)
 
 
-def _cropped(op: Builder, filters: Filters, whole: ir.Value, response: ir.Value, image: ir.Value) -> ir.Value:
+def _cropped(
+    op: Builder,
+    filters: Filters,
+    whole: ir.Value,
+    response: ir.Value,
+    image: ir.Value,
+    begin: ir.Value | None,
+) -> ir.Value:
     """What is left of `whole` in the image's place, which the sizes at run time tell."""
     windows, ends = filters.windows, op.Shape(image, start=2)
     if windows.begin is None:
-        begin, _ = run_time_padding(op, filters, image, response)
+        if begin is None:
+            begin, _ = run_time_padding(op, filters, image, response)
+        elif _has_gaps(windows):
+            before = op.Max(-begin, 0)
+            whole = op.Pad(whole, op.Concat([0, 0], before, [0] * (2 + len(given(windows.strides))), axis=0))
+            begin = op.Max(begin, 0)
         starts = op.Concat([0, 0], begin, axis=0)
         return op.Slice(whole, starts, op.Concat([TO_THE_END] * 2, begin + ends, axis=0))
     strided = [axis for axis, s in enumerate(given(windows.strides)) if s > 1]
     if len(strided) < len(given(windows.strides)):
         ends = op.Gather(ends, strided)
     return op.Slice(whole, [0] * len(strided), ends, [axis + 2 for axis in strided])
+
+
+def _has_gaps(windows: Windows) -> bool:
+    """Whether the first window may start behind the first position: its padding is negative."""
+    return any(x < s for x, s in zip(given(windows.extent), given(windows.strides), strict=True))
 
 
 def _flipping_pays(filters: Filters) -> bool:

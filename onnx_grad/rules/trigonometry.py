@@ -9,8 +9,10 @@ import math
 
 import onnx_ir as ir
 
+from onnx_grad import known
 from onnx_grad.builder import Builder
 from onnx_grad.registry import InputCotangent, gradient
+from onnx_grad.rules.precision import widen
 
 
 @gradient("Sin")
@@ -29,7 +31,7 @@ def cos(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
 def tan(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     """y = tan x: dx = dy·(1 + y²)."""
     (y,) = node.outputs
-    return dy * (1.0 + y * y)
+    return dy + dy * y * y
 
 
 @gradient("Asin", convention="Asin'(±1) = +∞")
@@ -47,8 +49,7 @@ def acos(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
 @gradient("Atan")
 def atan(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     """y = arctan x: dx = dy/(1 + x²)."""
-    (x,) = node.inputs
-    return dy / (1.0 + op.Mul(x, x))
+    return op.CastLike(widen(op, dy, dy) / _one_plus_square(op, node), dy)
 
 
 @gradient("Sinh")
@@ -71,21 +72,28 @@ def cosh(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
 @gradient("Asinh")
 def asinh(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     """y = arsinh x: dx = dy/√(1 + x²)."""
-    (x,) = node.inputs
-    return dy / op.Sqrt(1.0 + op.Mul(x, x))
+    return op.CastLike(widen(op, dy, dy) / op.Sqrt(_one_plus_square(op, node)), dy)
 
 
 @gradient("Acosh", convention="Acosh'(1) = +∞")
 def acosh(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
-    """y = arcosh x: dx = dy/√(x² − 1)."""
-    (x,) = node.inputs
-    return dy / op.Sqrt(op.Sub(x, 1.0) * op.Add(x, 1.0))
+    """y = arcosh x: dx = dy/√(x² − 1), with (x − 1)(x + 1) for what would cancel near 1."""
+    x = known.operand(node, 0)
+    wide = widen(op, x, x)
+    return op.CastLike(widen(op, dy, dy) / op.Sqrt((wide - 1.0) * (wide + 1.0)), dy)
 
 
 @gradient("Atanh", convention="Atanh'(±1) = +∞")
 def atanh(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     """y = artanh x: dx = dy/(1 − x²)."""
     return dy / _one_minus_square(op, node.inputs[0])
+
+
+def _one_plus_square(op: Builder, node: ir.Node) -> ir.Value:
+    """1 + x² in single at least: in float16 it overflows where x is above 255."""
+    x = known.operand(node, 0)
+    wide = widen(op, x, x)
+    return 1.0 + wide * wide
 
 
 def _one_minus_square(op: Builder, x: ir.Value | None) -> ir.Value:

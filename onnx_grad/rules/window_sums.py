@@ -34,6 +34,7 @@ def spread(
     response: ir.Value,
     image: ir.Value,
     weights: Sequence[Weight],
+    begin: ir.Value | None = None,
 ) -> ir.Value:
     """dx[i] = Σ response[o]·weight[o] over the windows o that have a tap at i.
 
@@ -44,6 +45,7 @@ def spread(
         image: A tensor of the shape [N, C, I…].
         weights: The weight of a window is a product of one factor along each axis: an array or a 1-D tensor
             with an entry for each window along the axis, or a number.
+        begin: The padding before the image as a 1-D tensor, where the windows do not tell.
 
     Returns:
         A value of the shape of `image`.
@@ -55,7 +57,7 @@ def spread(
         matrices = [membership(windows, axis) * np.reshape(w, (-1, 1)) for axis, w in enumerate(arrays)]
         if len(matrices) == len(weights):
             return _product(op, windows, response, matrices, image)
-    return _transposed(op, windows, _weighted(op, response, weights), image)
+    return _transposed(op, windows, _weighted(op, response, weights), image, begin)
 
 
 def membership(windows: Windows, axis: int) -> Array:
@@ -100,7 +102,9 @@ def _product(
     return result if len(matrices) < 3 else op.reshape_like(result, image)
 
 
-def _transposed(op: Builder, windows: Windows, response: ir.Value, image: ir.Value) -> ir.Value:
+def _transposed(
+    op: Builder, windows: Windows, response: ir.Value, image: ir.Value, begin: ir.Value | None
+) -> ir.Value:
     """The same as the adjoint of a convolution with ones, all channels being images of their own."""
     kernel = given(windows.kernel)
     sizes = op.Shape(response, start=2) if windows.count is None else list(windows.count)
@@ -108,7 +112,7 @@ def _transposed(op: Builder, windows: Windows, response: ir.Value, image: ir.Val
     ones = op.Expand(op.scalar_like(1.0, response), [1, 1, *kernel])
     ones.shape = ir.Shape([1, 1, *kernel])
     filters = Filters(ones, _with_windows_inside(windows), group=1)
-    return op.reshape_like(transposed_convolution(op, filters, separate, image), image)
+    return op.reshape_like(transposed_convolution(op, filters, separate, image, begin), image)
 
 
 def _with_windows_inside(windows: Windows) -> Windows:

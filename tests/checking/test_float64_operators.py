@@ -115,6 +115,17 @@ def test_average_pool(padding: dict[str, Any], ceil_mode: int, count_include_pad
 
 
 @pytest.mark.parametrize("padding", PADS, ids=str)
+@pytest.mark.parametrize("ceil_mode", [0, 1])
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_lp_pool(padding: dict[str, Any], ceil_mode: int, p: int) -> None:
+    for strides, dilations in itertools.product(([1, 1], [3, 2]), ([1, 1], [2, 1])):
+        if padding.get("auto_pad", "").startswith("SAME") and dilations != [1, 1]:
+            continue  # ONNX Runtime has no dilation there
+        options = {"strides": strides, "dilations": dilations, "ceil_mode": ceil_mode, **padding}
+        assert_same("LpPool", (2, 4, 9, 8), kernel_shape=[3, 2], p=p, **options)
+
+
+@pytest.mark.parametrize("padding", PADS, ids=str)
 def test_max_pool_with_indices(padding: dict[str, Any]) -> None:
     assert_same("MaxPool", (2, 4, 9, 8), outputs=2, kernel_shape=[3, 2], strides=[2, 2], **padding)
 
@@ -132,6 +143,13 @@ def test_lrn(batch: int, attributes: dict[str, Any]) -> None:
     assert_same("LRN", (batch, 7, 3, 2), **attributes)
 
 
+@pytest.mark.parametrize("attributes", [{}, {"axis": 1}, {"axis": -2, "epsilon": 0.5}], ids=str)
+def test_layer_normalization(attributes: dict[str, Any]) -> None:
+    axis = attributes.get("axis", -1) % 3
+    per_element = (2, 3, 4)[axis:]
+    assert_same("LayerNormalization", (2, 3, 4), per_element, per_element, opset=17, **attributes)
+
+
 @pytest.mark.parametrize("attributes", [{}, {"axes": [2, 3]}], ids=str)
 def test_mean_variance_normalization(attributes: dict[str, Any]) -> None:
     assert_same("MeanVarianceNormalization", (2, 3, 4, 5), **attributes)
@@ -146,6 +164,16 @@ def test_gelu(attributes: dict[str, Any]) -> None:
 @pytest.mark.parametrize("pads", [[1, 0, 0, 2], [-1, 1, 0, -2]], ids=str)
 def test_pad(mode: str, pads: list[int]) -> None:
     model = node_model("Pad", [(4, 5), (4,)], onnx.TensorProto.DOUBLE, 1, mode=mode)
+    model.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    feeds = {"x0": np.arange(20.0).reshape(4, 5), "x1": np.array(pads)}
+    (ours,) = ReferenceEvaluator(model, new_ops=list(REPLACEMENTS)).run(None, feeds)
+    (theirs,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, feeds)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("pads", [[-6, 0, 7, 0], [5, 1, -6, -1], [0, -3, 0, -2]], ids=str)
+def test_pad_may_take_away_all_there_is(pads: list[int]) -> None:
+    model = node_model("Pad", [(4, 5), (4,)], onnx.TensorProto.DOUBLE, 1)
     model.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.INT64
     feeds = {"x0": np.arange(20.0).reshape(4, 5), "x1": np.array(pads)}
     (ours,) = ReferenceEvaluator(model, new_ops=list(REPLACEMENTS)).run(None, feeds)

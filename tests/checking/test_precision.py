@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 
+from onnx_grad.checking.float64_operators import REPLACEMENTS
 from onnx_grad.checking.precision import ConvertedModel, PrecisionError, to_precision
 from onnx_grad.prepare.infer import infer
 from tests.graphs import parse, run
@@ -67,32 +68,130 @@ def test_float16_becomes_float32_or_float64() -> None:
         np.testing.assert_array_equal(run(proto(converted(model, dtype)), {"x": x})["y"], np.exp(x))
 
 
-def test_every_value_keeps_its_name() -> None:
-    model = parse(
-        "g (float[2,3] x, float[3] w, float[3] b) => (float[2,3] y, float[2,1] m) "
-        "{ y, m, s = LayerNormalization(x, w, b) }"
-    )
-    result = converted(model)
+def evaluated(conversion: ConvertedModel, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """By the reference evaluator with our own operators, which do not mind what the specification forbids."""
+    evaluator = ReferenceEvaluator(ir.to_proto(conversion.model), new_ops=list(REPLACEMENTS))
+    names = [output.name or "" for output in conversion.model.graph.outputs]
+    return dict(zip(names, evaluator.run(None, inputs), strict=True))
+
+
+NORMALIZATION = (
+    "g (float[2,3] x, float[3] w, float[3] b) => (float[2,3] y{}) {{ y, m, s = LayerNormalization(x, w, b) }}"
+)
+
+
+def test_statistics_are_as_exact_as_the_rest() -> None:
+    result = converted(parse(NORMALIZATION.format(", float[2,1] m")))
     assert [value.name for value in result.model.graph.outputs] == ["y", "m"]
-    x, w, b = np.arange(6.0).reshape(2, 3), np.ones(3), np.zeros(3)
-    np.testing.assert_allclose(run(proto(result), {"x": x, "w": w, "b": b})["m"], [[1.0], [4.0]])
+    assert result.held == ()
+    x = np.array([[0.1, 0.2, 0.4], [1.0, 2.0, 4.0]])
+    found = evaluated(result, {"x": x, "w": np.ones(3), "b": np.zeros(3)})
+    np.testing.assert_allclose(found["m"], x.mean(axis=1, keepdims=True), rtol=1e-15)
+
+
+def test_statistics_that_nothing_reads_keep_onnx_runtime_going() -> None:
+    result = converted(parse(NORMALIZATION.format("")))
+    assert result.held == ()
+    x = np.array([[0.1, 0.2, 0.4], [1.0, 2.0, 4.0]])
+    y = run(ir.to_proto(result.model), {"x": x, "w": np.ones(3), "b": np.zeros(3)})["y"]
+    expected = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(y, expected, rtol=1e-10)  # epsilon itself is of float32
+
+
+def test_group_normalization_does_not_round_inside() -> None:
+    """Its function body computes in the type that `stash_type` names."""
+    graph = (
+        "g (float[1,2,3] x, float[2] w, float[2] b) => (float[1,2,3] y) "
+        "{ y = GroupNormalization<num_groups=1>(x, w, b) }"
+    )
+    x = np.array([[[0.1, 0.2, 0.4], [1.0, 2.0, 4.0]]])
+    inputs = {"x": x, "w": np.ones(2), "b": np.zeros(2)}
+    y = run(proto(converted(parse(graph, opset=21))), inputs)["y"]
+    np.testing.assert_allclose(y, (x - x.mean()) / np.sqrt(x.var() + 1e-5), rtol=1e-10)
+
+
+SCALER = "ai.onnx.ml.Scaler<offset=[1.0], scale=[2.0]>"
+
+
+def with_scaler(graph: str) -> onnx.ModelProto:
+    """`graph` with the traditional operators, of which `Scaler` gives float32 whatever it takes."""
+    model = parse(graph)
+    model.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 3))
+    return model
 
 
 def test_what_knows_no_float64_is_held_between_casts() -> None:
-    model = parse("g (float[1,1,2,2] x, float[4] scales) => (float[1,1,K,L] y) { y = Resize(x, , scales) }")
-    model.graph.node[0].name = "resize"
+    model = with_scaler(
+        "g (float[1,2] x) => (float[1,2] y) { y = ai.onnx.ml.Scaler<offset=[1.0], scale=[2.0]>(x) }"
+    )
+    model.graph.node[0].name = "scaler"
     result = converted(model)
-    assert result.held == ("Resize 'resize': scales in float",)
+    assert result.held == ("Scaler 'scaler': Y in float",)
+    y = run(proto(result), {"x": np.array([[1.5, -1.0]])})["y"]
+    assert y.dtype == np.float64
+    np.testing.assert_array_equal(y, [[1.0, -4.0]])
+
+
+def test_casts_keep_names_apart() -> None:
+    """Nodes of one name, and a model that was converted before: ONNX Runtime wants every name only once."""
+    model = with_scaler(f"g (float[1,2] x) => (float[1,2] y) {{ h = {SCALER}(x) y = {SCALER}(h) }}")
+    for node in model.graph.node:
+        node.name = "scaler"
+    twice = to_precision(to_precision(converted(model).model, ir.DataType.FLOAT).model, ir.DataType.DOUBLE)
+    names = [node.name for node in twice.model.graph.all_nodes() if node.op_type == "Cast"]
+    assert len(names) == len(set(names)) > 0
+    (y,) = ReferenceEvaluator(ir.to_proto(twice.model)).run(None, {"x": np.array([[1.5, -1.0]])})
+    np.testing.assert_array_equal(y, [[0.0, -10.0]])
+
+
+def test_scales_without_a_derivative_may_be_held_and_round_nothing() -> None:
+    model = parse("g (float[1,1,2,2] x, float[4] scales) => (float[1,1,K,L] y) { y = Resize(x, , scales) }")
+    result = converted(model)
+    assert result.held == ()
     x, scales = np.arange(4.0).reshape(1, 1, 2, 2), np.array([1.0, 1.0, 2.0, 2.0])
     (y,) = ReferenceEvaluator(proto(result)).run(None, {"x": x, "scales": scales})
     assert y.shape == (1, 1, 4, 4)
     assert y.dtype == np.float64
 
 
-def test_a_quantized_scale_is_held() -> None:
-    model = parse("g (uint8[2] q, float s) => (float[2] y) { y = DequantizeLinear(q, s) }", opset=21)
-    inputs = {"q": np.array([1, 2], np.uint8), "s": np.array(0.5)}
-    np.testing.assert_array_equal(run(proto(converted(model)), inputs)["y"], [0.5, 1.0])
+def test_rounding_to_integers_loses_nothing_that_has_a_derivative() -> None:
+    model = parse("g (float[2] x, float s) => (uint8[2] q) { q = QuantizeLinear(x, s) }")
+    result = converted(model)
+    assert result.held == ()
+    q = run(proto(result), {"x": np.array([0.5, 1.0]), "s": np.array(0.5)})["q"]
+    np.testing.assert_array_equal(q, [1, 2])
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        "g (float[1,2,3] x, float[2,1,2] w) => (float[1,2,3] y, float[1,2,1] s) "
+        '{ y, s = CausalConvWithState<activation="silu">(x, w) }',
+        "g (float[1,2,4] x, float[1,2,4] k) => (float[1,2,4] y, float[1,2,2,2] s) "
+        '{ y, s = LinearAttention<q_num_heads=2, kv_num_heads=2, update_rule="linear">(x, k, k) }',
+        "g (float[1,1,2,4] x, float[1,2,2] c) => (float[1,1,2,4] y) { y = RotaryEmbedding(x, c, c) }",
+        "g (uint8[2] q, float x) => (float[2] y) { y = DequantizeLinear(q, x) }",
+        "g (float[2] x) => (float[2] y) { y = Celu(x) }",
+    ],
+)
+def test_what_the_specification_keeps_in_float32_is_freed(graph: str) -> None:
+    """The function is the same, and has more digits."""
+    model = parse(graph, opset=27 if "q = " not in graph and "Celu" not in graph else 21)
+    generator = np.random.default_rng(0)
+    inputs = {
+        value.name: generator.uniform(0.5, 2.0, [d.dim_value for d in value.type.tensor_type.shape.dim])
+        for value in model.graph.input
+    }
+    if "q" in inputs:
+        inputs["q"] = np.array([1, 2], np.uint8)
+    result = converted(model)
+    assert result.held == ()
+    wide = evaluated(result, inputs)["y"]
+    narrow = {n: v.astype(np.float32) if v.dtype == np.float64 else v for n, v in inputs.items()}
+    (expected, *_) = ReferenceEvaluator(model).run(None, narrow)
+    assert wide.dtype == np.float64
+    np.testing.assert_allclose(wide, expected, rtol=1e-5)
+    assert np.any(wide != wide.astype(np.float32))
 
 
 def test_the_original_is_left_alone() -> None:

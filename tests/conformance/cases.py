@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import onnx
 import onnx.backend.test.loader
 
 from onnx_grad import registry
+from onnx_grad.prepare.validate import all_nodes
 
 KINDS = ("node", "simple", "pytorch-operator", "pytorch-converted")
 FLOATS = frozenset(
@@ -29,8 +30,8 @@ FLOATS = frozenset(
 # Larger initializers than this are left alone: along the inputs the same rules are checked.
 LARGEST_WEIGHT = 4096
 
-# Operands without a derivative: the scales of what becomes Resize, and floats that are read as integers.
-FROZEN = {("Upsample", 1), ("OneHot", 0), ("OneHot", 1)}
+# Operands without a derivative that no rule declares: the scales of what becomes Resize.
+FROZEN = {("Upsample", 1)}
 
 _EXPANDED = "_expanded"
 
@@ -51,7 +52,7 @@ class Case:
     model: onnx.ModelProto
     points: tuple[dict[str, Any], ...]
 
-    @cached_property
+    @functools.cached_property
     def wrt(self) -> list[str]:
         """The float inputs and small float initializers, save those declared to have no derivative."""
         graph = self.model.graph
@@ -63,7 +64,7 @@ class Case:
         ]
         return [name for name in dict.fromkeys((*inputs, *weights)) if not self._is_frozen(name)]
 
-    @cached_property
+    @functools.cached_property
     def of(self) -> list[str]:
         """The float outputs."""
         return [value.name for value in self.model.graph.output if _is_float(value)]
@@ -77,7 +78,7 @@ class Case:
         """Whether every reader of `name` is declared not to have a derivative with respect to it."""
         readers = [
             (node, index)
-            for node in self.model.graph.node
+            for node in all_nodes(self.model.graph)
             for index, read in enumerate(node.input)
             if read == name
         ]
@@ -87,12 +88,12 @@ class Case:
         )
 
 
+@functools.cache
 def load_cases(pattern: str = "") -> list[Case]:
     """All cases, or those that match: an operator, a part of a name, or either with wildcards."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter(
-            "ignore"
-        )  # onnx makes the data of most cases now, overflows on purpose included
+        # onnx makes the data of most cases now, overflows on purpose included.
+        warnings.simplefilter("ignore")
         given = [case for kind in KINDS for case in onnx.backend.test.loader.load_model_tests(kind=kind)]
     models = {case.name: _model(case) for case in given}
     cases = [

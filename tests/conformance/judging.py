@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import signal
 import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,72 +17,42 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 import onnx_grad
-from onnx_grad.checking import GradientReport, check_gradients
+from onnx_grad.checking import GradientReport
+from onnx_grad.checking.check import check_at
+from onnx_grad.checking.comparison import Settings
 from onnx_grad.checking.evaluators import EvaluatorName
 from onnx_grad.checking.finite_differences import Point
+from onnx_grad.checking.inputs import complete_inputs
 from onnx_grad.checking.report import TensorReport
+from onnx_grad.checking.subject import Subject
 from onnx_grad.errors import InputError, ModelError, NotDifferentiableError, UnsupportedOpError
+from onnx_grad.signature import InputSpec
 from tests.conformance.cases import Case, without_shapes
+from tests.conformance.points import beside
+from tests.conformance.verdicts import Finding, Outcome, Precision, Verdict
 
-# Subgraphs, sequences and optionals are not differentiated yet, nor recurrent operators.
-NOT_YET = frozenset(
+# What another issue is about: where one of these is refused, the case is out of scope.
+LATER = frozenset(
     """If Loop Scan SequenceMap RNN GRU LSTM SequenceConstruct SequenceEmpty SequenceInsert SequenceErase
     SequenceAt SequenceLength SplitToSequence ConcatFromSequence Optional OptionalGetElement
     OptionalHasElement""".split()
 )
 
-# What no evaluator repeats, so that there are no differences.
+# What no evaluator repeats without a seed, so that there are no differences.
 DRAWS = frozenset({"Bernoulli", "RandomNormalLike", "RandomUniformLike"})
-
-# Every coordinate of tensors up to this size, and otherwise random directions.
-COORDINATES, DIRECTIONS = 16, 2
+NOT_CONFIRMED = "declared to have no derivative; a random draw, so that no differences confirm it"
 
 # The best that can evaluate the model, and the others where differences of its values settle nothing, as it
-# rounds to float32 inside, or draws other numbers each time.
+# rounds to float32 inside.
 EVALUATORS_TO_TRY: tuple[EvaluatorName | None, ...] = (None, "reference-float64", "onnxruntime-float32")
 
-
-# Numbers beyond these, such as those that mask an attention or that nobody ever set, are brought back for the
-# points beside the case's own.
-SMALL, LARGE = 1e-4, 1e4
-
-# Seconds that the reference evaluator may take for one tensor, before float32 has to do.
-SLOWEST_REFERENCE = 5.0
+# Every coordinate of tensors up to a size, and otherwise random directions. The reference evaluator may take
+# as long as the whole case.
+SETTINGS = Settings(max_coordinates=16, random_directions=2, time_limit=30.0)
 
 # Of the length of a gradient: what float32 constants inside a float64 operator can make of it.
 ROUNDED_CONSTANTS = 1e-6
-IN_FLOAT32 = "compared in float32"
 SHIPPED = "gradient graph as shipped"
-
-
-class Outcome(enum.StrEnum):
-    """What became of a case."""
-
-    RIGHT = "right"
-    WRONG = "wrong"
-    REFUSED = "refused"
-    OUT_OF_SCOPE = "out of scope"
-    UNEVALUABLE = "unevaluable"
-    NOT_DIFFERENTIABLE = "not differentiable"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of a case, and why.
-
-    Attributes:
-        case: Its name.
-        operator: Its operator.
-        outcome: What became of it.
-        reason: Why; where it is right, any reservation.
-        seconds: How long it took.
-    """
-
-    case: str
-    operator: str
-    outcome: Outcome
-    reason: str
-    seconds: float
 
 
 class TimeLimitError(Exception):
@@ -100,112 +69,142 @@ def judge(case: Case, *, erase_shapes: bool = False, time_limit: float = 30.0) -
     """
     start = time.perf_counter()
     try:
-        with _limited(time_limit):
-            outcome, reason = _outcome(case, without_shapes(case.model) if erase_shapes else case.model)
+        with _limited(time_limit), _silent():
+            found = _judged(case, without_shapes(case.model) if erase_shapes else case.model)
     except TimeLimitError:
-        outcome, reason = Outcome.UNEVALUABLE, f"it takes more than {time_limit:g} s"
+        found = Finding(Outcome.UNEVALUABLE, f"it takes more than {time_limit:g} s")
     except Exception as error:  # whatever it is, a valid model must not lead to it: that is the finding
-        outcome, reason = Outcome.WRONG, _crash(error)
-    return Verdict(case.name, case.operator, outcome, reason, time.perf_counter() - start)
+        found = Finding(Outcome.WRONG, _crash(error))
+    seconds = time.perf_counter() - start
+    return Verdict(case.name, case.operator, found.outcome, found.reason, seconds, found.precision)
 
 
-def _outcome(case: Case, model: onnx.ModelProto) -> tuple[Outcome, str]:
-    if any(node.op_type in NOT_YET for node in model.graph.node):
-        return (
-            Outcome.OUT_OF_SCOPE,
-            "subgraphs, recurrences, sequences and optionals are not differentiated yet",
-        )
+def _judged(case: Case, model: onnx.ModelProto) -> Finding:
     if not case.wrt or not case.of:
-        return Outcome.NOT_DIFFERENTIABLE, f"no float {'input' if not case.wrt else 'output'}"
+        return Finding(Outcome.NOT_DIFFERENTIABLE, f"no float {'input' if not case.wrt else 'output'}")
     try:
-        flat = _without_path(model, case.wrt, case.of)
+        trial = _Trial.of(case, model)
     except (UnsupportedOpError, ModelError) as error:
-        foreign = any(node.domain not in ("", "ai.onnx") for node in model.graph.node)
-        return Outcome.OUT_OF_SCOPE if foreign else Outcome.REFUSED, str(error).split("): ", 1)[-1]
+        outside = any(n.op_type in LATER or n.domain not in ("", "ai.onnx") for n in model.graph.node)
+        return Finding(Outcome.OUT_OF_SCOPE if outside else Outcome.REFUSED, _refusal(error))
     except NotDifferentiableError as error:
-        return Outcome.NOT_DIFFERENTIABLE, str(error)
-    found = [_judge_point(case, model, point) for point in case.points]
-    outcome, reason = next((f for f in found if f[0] is not Outcome.RIGHT), found[0])
-    if flat == set(case.wrt) and outcome is Outcome.RIGHT:
-        return Outcome.NOT_DIFFERENTIABLE, "the derivative is zero, and so are the differences"
-    if flat == set(case.wrt) and any(node.op_type in DRAWS for node in model.graph.node):
-        return Outcome.NOT_DIFFERENTIABLE, "the derivative of a random draw is declared zero"
-    return outcome, reason
+        return Finding(Outcome.NOT_DIFFERENTIABLE, str(error))
+    found = [trial.at(point) for point in case.points]
+    worst = next((f for f in found if f.outcome is not Outcome.RIGHT), found[0])
+    if trial.is_flat and worst.outcome is Outcome.RIGHT:
+        return Finding(Outcome.NOT_DIFFERENTIABLE, "the derivative is zero, and so are the differences")
+    if trial.is_flat and any(node.op_type in DRAWS for node in model.graph.node):
+        return Finding(Outcome.NOT_DIFFERENTIABLE, NOT_CONFIRMED)
+    return worst
 
 
-def _without_path(model: onnx.ModelProto, wrt: list[str], of: list[str]) -> set[str]:
-    """Transform `model`; which of `wrt` no path leads from."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        onnx_grad.vjp(model, wrt, of)
-    found = [str(entry.message) for entry in caught if entry.category is onnx_grad.NoPathWarning]
-    return {name for name in wrt if any(f"from '{name}' to" in message for message in found)}
+@dataclass(frozen=True)
+class _Trial:
+    """The model of a case under check, with respect to all that has a derivative.
 
-
-def _judge_point(case: Case, model: onnx.ModelProto, point: Mapping[str, Any]) -> tuple[Outcome, str]:
-    """Check all outputs at once, or, where one is infinite whatever the point, each for itself."""
-    outcome, reason = _judge_outputs(case, model, point, case.of)
-    if outcome is not Outcome.UNEVALUABLE:
-        return outcome, reason
-    if all(np.size(point.get(name, 0.0)) == 0 for name in case.wrt):
-        return _judge_empty(case, model, point)
-    if len(case.of) > 1:
-        alone = [_judge_outputs(case, model, point, [name]) for name in case.of]
-        for decided in (Outcome.WRONG, Outcome.RIGHT):
-            if any(found[0] is decided for found in alone):
-                return decided, "; ".join(found[1] for found in alone if found[1])
-    return outcome, reason
-
-
-def _judge_outputs(
-    case: Case, model: onnx.ModelProto, point: Mapping[str, Any], of: list[str]
-) -> tuple[Outcome, str]:
-    """Check at the case's own point, and beside it where the model has no derivative there.
-
-    Data of backend cases is full of round numbers: ties, zeros, the edges of domains. What lies there is
-    not compared, so that the point beside, where all is smooth, must show that the gradient is right.
+    Attributes:
+        case: The case.
+        model: Its model, with or without its shapes.
+        subject: The same as the checker wants it.
+        is_flat: Whether no path leads from any input to an output.
     """
-    unclear = ""
-    for candidate in (point, *_beside(point, case.wrt)):
-        outcome, reason = _judge_exactly(case, model, candidate, of, is_own_point=candidate is point)
-        if outcome is not Outcome.UNEVALUABLE:
-            return outcome, reason
-        unclear = unclear or reason
-    return Outcome.UNEVALUABLE, unclear
+
+    case: Case
+    model: onnx.ModelProto
+    subject: Subject
+    is_flat: bool
+
+    @classmethod
+    def of(cls, case: Case, model: onnx.ModelProto, outputs: list[str] | None = None) -> _Trial:
+        """Transform the model.
+
+        Raises:
+            OnnxGradError: As `onnx_grad.vjp`.
+        """
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            subject = Subject.of_model(model, case.wrt, outputs or case.of, ())
+        messages = [str(entry.message) for entry in caught if entry.category is onnx_grad.NoPathWarning]
+        is_flat = all(any(f"from '{name}' to" in message for message in messages) for name in case.wrt)
+        return cls(case, model, subject, is_flat)
+
+    def at(self, point: Mapping[str, Any]) -> Finding:
+        """Check all outputs at once, or, where one is infinite whatever the point, each for itself."""
+        found = self.near(point)
+        if found.outcome is not Outcome.UNEVALUABLE:
+            return found
+        if all(np.size(point.get(name, 0.0)) == 0 for name in self.case.wrt):
+            return _judge_empty(self.case, self.model, point)
+        if len(self.subject.of) > 1:
+            alone = [_Trial.of(self.case, self.model, [name]).near(point) for name in self.subject.of]
+            wrong = [one for one in alone if one.outcome is Outcome.WRONG]
+            right = [one for one in alone if one.outcome is Outcome.RIGHT]
+            if decided := wrong or right:
+                reason = "; ".join(dict.fromkeys(one.reason for one in alone if one.reason))
+                return replace(decided[0], reason=reason, precision=min(one.precision for one in decided))
+        return found
+
+    def near(self, point: Mapping[str, Any]) -> Finding:
+        """Check at the case's own point, and beside it where the model has no derivative there."""
+        unclear: Finding | None = None
+        for candidate in (point, *beside(point, self.case.wrt)):
+            found = self.exactly_at(candidate, is_own_point=candidate is point)
+            if found.outcome is not Outcome.UNEVALUABLE:
+                return found
+            unclear = unclear or found
+        assert unclear is not None
+        return unclear
+
+    def exactly_at(self, point: Mapping[str, Any], *, is_own_point: bool) -> Finding:
+        """Check at one point with the best evaluator, and with the others only where that settles nothing."""
+        unclear = slight = ""
+        for evaluator in EVALUATORS_TO_TRY:
+            try:
+                report = self.report(point, evaluator)
+            except (InputError, ModelError) as error:
+                unclear = unclear or _first_line(error)
+                continue
+            if report.problem and not is_own_point:
+                # Such as an output of another size than declared.
+                return Finding(Outcome.UNEVALUABLE, report.problem)
+            disagreement = _disagreement(report)
+            missing = _not_compared(report)
+            if not disagreement and not missing and (not _rounded(report) or not slight):
+                return _right(report, slight)
+            if slight or (disagreement and evaluator is None and not _is_slight(report)):
+                return Finding(Outcome.WRONG, slight or disagreement)
+            slight = disagreement if evaluator is None else ""
+            # Another evaluator that disagrees may be wrong itself: only the best was compared with others.
+            unclear = unclear or missing or disagreement
+            if missing and not any(tensor.failures for tensor in report.tensors):
+                break  # a kink is one for every evaluator
+        return Finding(Outcome.WRONG, slight) if slight else Finding(Outcome.UNEVALUABLE, unclear)
+
+    def report(self, point: Mapping[str, Any], evaluator: EvaluatorName | None) -> GradientReport:
+        """What the checker finds."""
+        settings = replace(SETTINGS, evaluator=evaluator)
+        specs = [InputSpec.of(value) for value in self.subject.model.graph.inputs]
+        inputs = complete_inputs(specs, point, {}, {}, settings.generator(0))
+        return check_at(inputs, self.subject, settings, progress=lambda done, total, name: None)
 
 
-def _judge_exactly(
-    case: Case, model: onnx.ModelProto, point: Mapping[str, Any], of: list[str], *, is_own_point: bool
-) -> tuple[Outcome, str]:
-    """Check at one point with the best evaluator, and with the others only where that settles nothing."""
-    unclear = slight = ""
-    for evaluator in EVALUATORS_TO_TRY:
-        try:
-            report = _check(model, case.wrt, of, point, evaluator)
-        except (InputError, ModelError) as error:
-            unclear = unclear or _first_line(error)
-            continue
-        if report.problem and not is_own_point:
-            return Outcome.UNEVALUABLE, report.problem  # such as an output of another size than declared
-        disagreement = _disagreement(report, random=_is_random(model))
-        missing = _not_compared(report)
-        if not disagreement and not missing and (_is_exact(report) or not slight):
-            return Outcome.RIGHT, _remark(report, slight)
-        if slight or (disagreement and evaluator is None and not _is_slight(report)):
-            return Outcome.WRONG, slight or disagreement
-        slight = disagreement if evaluator is None else ""
-        # Another evaluator that disagrees may be wrong itself: only the best was compared with others.
-        unclear = unclear or missing or disagreement
-        if missing and not any(tensor.failures for tensor in report.tensors):
-            break  # a kink is one for every evaluator
-    return (Outcome.WRONG, slight) if slight else (Outcome.UNEVALUABLE, unclear)
-
-
-def _remark(report: GradientReport, slight: str) -> str:
-    """What is to be said of a gradient that is right."""
+def _right(report: GradientReport, slight: str) -> Finding:
+    rounded = _rounded(report)
     if slight:
-        return f"with the reference evaluator; with ONNX Runtime, {slight}"
-    return "" if _is_exact(report) else IN_FLOAT32
+        reason = f"with the reference evaluator; with ONNX Runtime, {slight}"
+        return Finding(Outcome.RIGHT, reason, Precision.FLOAT64)
+    if rounded:
+        reason = f"compared in float32; of the reference evaluator in float64, {rounded}"
+        return Finding(Outcome.RIGHT, reason, Precision.FLOAT32)
+    noisy = [f"'{tensor.name}'" for tensor in report.tensors if tensor.ill_conditioned]
+    reason = f"as shipped, rounding decides about {', '.join(noisy)} at this point" if noisy else ""
+    return Finding(Outcome.RIGHT, reason, Precision.FLOAT64)
+
+
+def _rounded(report: GradientReport) -> str:
+    """Why the model or its gradient was not evaluated in float64 throughout, if so."""
+    notes = [note for note in report.evaluators if note.role != SHIPPED and note.precision != "float64"]
+    return "; ".join(dict.fromkeys(note.reason.split("; reference-float64: ")[-1] for note in notes))
 
 
 def _is_slight(report: GradientReport) -> bool:
@@ -218,12 +217,7 @@ def _is_slight(report: GradientReport) -> bool:
     )
 
 
-def _is_exact(report: GradientReport) -> bool:
-    """Whether the model and its gradient were evaluated in float64 throughout."""
-    return all(note.precision == "float64" for note in report.evaluators if note.role != SHIPPED)
-
-
-def _judge_empty(case: Case, model: onnx.ModelProto, point: Mapping[str, Any]) -> tuple[Outcome, str]:
+def _judge_empty(case: Case, model: onnx.ModelProto, point: Mapping[str, Any]) -> Finding:
     """The gradient of an empty tensor is empty: there are no differences, but the graph must run."""
     function = onnx_grad.GradientFunction(model, case.wrt, case.of)
     outputs = ReferenceEvaluator(model).run(case.of, dict(point))
@@ -231,64 +225,12 @@ def _judge_empty(case: Case, model: onnx.ModelProto, point: Mapping[str, Any]) -
     gradients = function(point, cotangents=ones).gradients
     for name, gradient in gradients.items():
         if gradient.shape != np.shape(point[name]):
-            return Outcome.WRONG, f"'{name}': the gradient has the shape {list(gradient.shape)}"
-    return Outcome.RIGHT, "all tensors are empty"
+            return Finding(Outcome.WRONG, f"'{name}': the gradient has the shape {list(gradient.shape)}")
+    return Finding(Outcome.RIGHT, "all tensors are empty")
 
 
-def _is_random(model: onnx.ModelProto) -> bool:
-    """Whether it drops at random, differently in every evaluator."""
-    return any(node.op_type == "Dropout" and len(node.input) > 2 for node in model.graph.node)
-
-
-def _check(
-    model: onnx.ModelProto,
-    wrt: list[str],
-    of: list[str],
-    point: Mapping[str, Any],
-    evaluator: EvaluatorName | None,
-) -> GradientReport:
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        return check_gradients(
-            model,
-            wrt,
-            of,
-            inputs=point,
-            evaluator=evaluator,
-            time_limit=SLOWEST_REFERENCE,
-            max_coordinates=COORDINATES,
-            random_directions=DIRECTIONS,
-            progress=lambda done, total, name: None,
-        )
-
-
-def _beside(point: Mapping[str, Any], names: list[str]) -> Iterator[dict[str, Any]]:
-    """Points nearby where all numbers are finite and none is zero, nor two equal.
-
-    Which way leads into the model's domain is not known: nearer to zero, away from it with zeros moved up
-    or down, or among positive numbers alone.
-    """
-    for moved in (
-        lambda x, step: np.where(abs(x) < SMALL, step, x * (1.0 - step)),
-        lambda x, step: np.where(abs(x) < SMALL, step, x * (1.0 + step)),
-        lambda x, step: np.where(abs(x) < SMALL, -step, x * (1.0 + step)),
-        lambda x, step: np.abs(x) + step,
-    ):
-        generator = np.random.default_rng(0)
-        nearby = dict(point)
-        for name in names:
-            if name in point:
-                x = np.asarray(point[name])
-                steps = generator.uniform(0.01, 0.05, x.shape)
-                finite = np.clip(
-                    np.nan_to_num(x.astype(np.float64), nan=1.0, posinf=1.0, neginf=-1.0), -LARGE, LARGE
-                )
-                nearby[name] = np.asarray(moved(finite, steps)).astype(x.dtype)
-        yield nearby
-
-
-def _disagreement(report: GradientReport, *, random: bool) -> str:
-    """What is wrong with a gradient, if anything. Random ones cannot be compared between evaluators."""
+def _disagreement(report: GradientReport) -> str:
+    """What is wrong with a gradient, if anything."""
     for tensor in report.tensors:
         wrong = [probe for probe in tensor.failures if probe.point is Point.SMOOTH]
         if tensor.problem:
@@ -301,7 +243,7 @@ def _disagreement(report: GradientReport, *, random: bool) -> str:
             )
         own = tensor.own_precision
         # Beside a kink, rounding decides on which side of it a gradient is taken.
-        if own is not None and not own.passed and not random and not tensor.exceptions:
+        if own is not None and not own.passed and not tensor.exceptions:
             return (
                 f"'{tensor.name}' {own.where}: {own.gradient:.8g} in {own.dtype}, but "
                 f"{own.reference:.8g} in float64"
@@ -323,6 +265,11 @@ def _probes(tensor: TensorReport) -> int:
     return tensor.coordinates + tensor.directions
 
 
+def _refusal(error: Exception) -> str:
+    """The reason in an error, without the node that it is about."""
+    return str(error).split("): ", 1)[-1]
+
+
 def _crash(error: Exception) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(frame.filename).name}:{frame.lineno}"
@@ -331,6 +278,14 @@ def _crash(error: Exception) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0]
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Edges of domains are no news here."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextlib.contextmanager

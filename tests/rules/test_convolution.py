@@ -74,6 +74,9 @@ TRANSPOSED: list[tuple[Shape, Shape, dict[str, Any]]] = [
     ((1, 1, 3), (1, 1, 3), {"strides": [2], "output_shape": [6]}),
     ((1, 1, 3), (1, 1, 3), {"strides": [2], "output_shape": [6], "auto_pad": "SAME_UPPER"}),
     ((1, 1, 3), (1, 1, 4), {"strides": [2], "output_shape": [5], "output_padding": [1]}),
+    ((1, 1, 3), (1, 1, 1), {"output_shape": [2]}),
+    ((1, 1, 2), (1, 2, 2), {"strides": [2], "output_shape": [5]}),
+    ((1, 1, 3), (1, 1, 3), {"strides": [2], "auto_pad": "SAME_LOWER", "output_padding": [1]}),
     ((1, 4, 2, 2), (4, 2, 2, 2), {"pads": [1, 0, 0, 1], "strides": [1, 2], "output_padding": [0, 1]}),
     ((1, 1, 2, 2, 1), (1, 1, 2, 1, 2), {"strides": [1, 2, 1]}),
 ]
@@ -138,20 +141,22 @@ def test_constant_weights(group: int) -> None:
 
 
 # Shape of x, shape of w, attributes, operators that tell the formula for the gradient of the weights.
-FORMULAS: list[tuple[Shape, Shape, dict[str, Any], set[str]]] = [
-    ((2, 8, 4, 4), (4, 8, 1, 1), {}, {"MatMul"}),
-    ((2, 8, 4, 4), (4, 8, 1, 1), {"strides": [2, 2]}, {"MatMul", "Slice"}),
-    ((2, 8, 4, 4), (4, 8, 3, 3), {"pads": [1, 1, 1, 1]}, {"MatMul", "Pad"}),
-    ((2, 8, 4, 4), (8, 1, 3, 3), {"pads": [1, 1, 1, 1], "group": 8}, {"MatMul", "Pad"}),
-    ((2, 16, 4, 4), (4, 16, 3, 3), {"pads": [1, 1, 1, 1]}, {"MatMul", "Pad", "Gather"}),
-    ((2, 8, 5, 5), (4, 8, 3, 3), {"strides": [2, 2]}, {"MatMul", "Gather"}),
-    ((2, 8, 5, 5), (4, 4, 3, 3), {"strides": [2, 2], "group": 2}, {"Conv"}),
-    ((2, 3, 4, 4), (4, 3, 3, 3), {"pads": [1, 1, 1, 1]}, {"Conv"}),
+FORMULAS: list[tuple[Shape, Shape, dict[str, Any], tuple[str, ...]]] = [
+    ((2, 8, 4, 4), (4, 8, 1, 1), {}, ("MatMul",)),
+    ((2, 8, 4, 4), (4, 8, 1, 1), {"strides": [2, 2]}, ("MatMul", "Slice")),
+    ((2, 8, 4, 4), (4, 8, 3, 3), {"pads": [1, 1, 1, 1]}, ("MatMul", "Pad")),
+    ((2, 8, 4, 4), (8, 1, 3, 3), {"pads": [1, 1, 1, 1], "group": 8}, ("MatMul", "Pad")),
+    ((2, 16, 4, 4), (4, 16, 3, 3), {"pads": [1, 1, 1, 1]}, ("MatMul", "Pad", "Gather")),
+    ((2, 8, 5, 5), (4, 8, 3, 3), {"strides": [2, 2]}, ("MatMul", "Gather")),
+    ((2, 8, 5, 5), (4, 4, 3, 3), {"strides": [2, 2], "group": 2}, ("Conv",)),
+    ((2, 3, 4, 4), (4, 3, 3, 3), {"pads": [1, 1, 1, 1]}, ("Conv",)),
 ]
 
 
 @pytest.mark.parametrize(("x", "w", "attributes", "expected"), FORMULAS, ids=str)
-def test_formulas_for_the_weights(x: Shape, w: Shape, attributes: dict[str, Any], expected: set[str]) -> None:
+def test_formulas_for_the_weights(
+    x: Shape, w: Shape, attributes: dict[str, Any], expected: tuple[str, ...]
+) -> None:
     """Each formula against PyTorch, for a batch, and that it is the one the sizes ask for."""
     torch = pytest.importorskip("torch", reason="compares with PyTorch's autograd")
     inputs = _arrays(x=x, w=w)
@@ -159,7 +164,7 @@ def test_formulas_for_the_weights(x: Shape, w: Shape, attributes: dict[str, Any]
     forward = _operators(model)
     backward = _operators(onnx_grad.vjp(model, ["w"])) - forward
     tells = {"MatMul", "Slice", "Pad", "Gather", "Conv"}
-    assert tells.intersection(backward) == expected
+    assert tells.intersection(backward) == set(expected)
     tensors = {name: torch.tensor(a, dtype=torch.float64, requires_grad=True) for name, a in inputs.items()}
     y = torch.nn.functional.conv2d(
         tensors["x"],
@@ -174,6 +179,43 @@ def test_formulas_for_the_weights(x: Shape, w: Shape, attributes: dict[str, Any]
         actual = gradients(with_shapes(model, knowledge), inputs, {"y0": dy}, ["x", "w"])
         for name, tensor in tensors.items():
             np.testing.assert_allclose(actual[name], tensor.grad.numpy(), rtol=1e-4, atol=1e-4)
+
+
+# PyTorch's function, shapes of x and w, its arguments.
+AS_PYTORCH: list[tuple[str, Shape, Shape, dict[str, int]]] = [
+    ("conv1d", (2, 4, 11), (6, 2, 3), {"stride": 2, "padding": 2, "dilation": 2, "groups": 2}),
+    ("conv2d", (2, 3, 7, 6), (4, 3, 3, 2), {"stride": 3, "padding": 1}),
+    ("conv2d", (1, 6, 5, 8), (6, 1, 2, 3), {"padding": 1, "groups": 6}),
+    ("conv3d", (1, 2, 4, 3, 5), (2, 1, 2, 2, 3), {"stride": 2, "padding": 1, "groups": 2}),
+    ("conv_transpose1d", (2, 4, 5), (4, 3, 3), {"stride": 3, "padding": 1, "output_padding": 2, "groups": 2}),
+    ("conv_transpose2d", (2, 3, 4, 3), (3, 2, 2, 3), {"stride": 2, "dilation": 2, "output_padding": 1}),
+    ("conv_transpose3d", (1, 2, 2, 3, 2), (2, 1, 3, 2, 2), {"stride": 2, "padding": 1, "groups": 2}),
+]
+
+
+@pytest.mark.parametrize(("function", "x", "w", "arguments"), AS_PYTORCH, ids=str)
+def test_as_pytorch(function: str, x: Shape, w: Shape, arguments: dict[str, int]) -> None:
+    torch = pytest.importorskip("torch", reason="compares with PyTorch's autograd")
+    is_transposed = function.startswith("conv_transpose")
+    groups, rank = arguments.get("groups", 1), len(x) - 2
+    inputs = _arrays(x=x, w=w, b=(w[1] * groups if is_transposed else w[0],))
+    tensors = [torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in inputs.values()]
+    y = getattr(torch.nn.functional, function)(*tensors, **arguments)
+    dy = np.random.default_rng(0).standard_normal(y.shape).astype(np.float32)
+    y.backward(torch.tensor(dy, dtype=torch.float64))
+    attributes: dict[str, Any] = {
+        "group": groups,
+        "strides": [arguments.get("stride", 1)] * rank,
+        "dilations": [arguments.get("dilation", 1)] * rank,
+        "pads": [arguments.get("padding", 0)] * 2 * rank,
+    }
+    if is_transposed:
+        attributes["output_padding"] = [arguments.get("output_padding", 0)] * rank
+    model = single_node("ConvTranspose" if is_transposed else "Conv", inputs, **attributes)
+    for knowledge in SHAPE_KNOWLEDGE:
+        actual = gradients(with_shapes(model, knowledge), inputs, {"y0": dy}, list(inputs))
+        for gradient, tensor in zip(actual.values(), tensors, strict=True):
+            np.testing.assert_allclose(gradient, tensor.grad.numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_one_file_for_every_size() -> None:

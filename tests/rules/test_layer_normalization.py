@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 import onnx_grad
-from tests.oracle import check, gradients, graph_model, numerical_gradient, single_node, with_shapes
+from tests.oracle import (
+    SHAPE_KNOWLEDGE,
+    check,
+    gradients,
+    graph_model,
+    numerical_gradient,
+    single_node,
+    with_shapes,
+)
 
 AXES_AND_SCALES = [
     (None, (3,)),
@@ -97,6 +108,78 @@ def test_lower_precision_and_every_output(of: tuple[str, ...], dtype: type[np.fl
         np.testing.assert_allclose(
             actual[name], expected, rtol=0, atol=20 * np.finfo(dtype).eps, err_msg=name
         )
+
+
+@pytest.mark.parametrize("axis", [-1, -2, 1])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_layer_normalization_against_torch(axis: int, has_bias: bool) -> None:
+    """Cotangents arrive at all three outputs, whatever is known of shapes."""
+    torch = pytest.importorskip("torch", reason="compares with PyTorch's autograd")
+    scale_shape = (3,) if axis == -1 else (2, 3)
+    inputs = {"X": _random(2, 2, 3), "Scale": _random(*scale_shape)}
+    if has_bias:
+        inputs["B"] = _random(*scale_shape)
+    inputs = {name: a.astype(np.float32) for name, a in inputs.items()}
+    leaves = {name: torch.tensor(a, requires_grad=True) for name, a in inputs.items()}
+    x, axes = leaves["X"], [2] if axis == -1 else [1, 2]
+    values = {
+        "y0": torch.nn.functional.layer_norm(x, scale_shape, leaves["Scale"], leaves.get("B"), eps=1e-2),
+        "y1": x.mean(axes, keepdim=True),
+        "y2": (x.var(axes, keepdim=True, correction=0) + 1e-2).rsqrt(),
+    }
+    cotangents = {name: _random(*value.shape).astype(np.float32) for name, value in values.items()}
+    torch.autograd.backward(list(values.values()), list(map(torch.tensor, cotangents.values())))
+    model = single_node("LayerNormalization", inputs, outputs=3, axis=axis, epsilon=1e-2)
+    _check_against_torch(model, inputs, cotangents, leaves)
+
+
+@pytest.mark.parametrize("axis", [-1, -2, 1])
+def test_rms_normalization_against_torch(axis: int) -> None:
+    torch = pytest.importorskip("torch", reason="compares with PyTorch's autograd")
+    scale_shape = (3,) if axis == -1 else (2, 3)
+    inputs = {
+        name: a.astype(np.float32) for name, a in (("X", _random(2, 2, 3)), ("scale", _random(*scale_shape)))
+    }
+    leaves = {name: torch.tensor(a, requires_grad=True) for name, a in inputs.items()}
+    y = torch.nn.functional.rms_norm(leaves["X"], scale_shape, leaves["scale"], eps=1e-2)
+    dy = _random(2, 2, 3).astype(np.float32)
+    y.backward(torch.tensor(dy))
+    model = single_node("RMSNormalization", inputs, opset=23, axis=axis, epsilon=1e-2)
+    _check_against_torch(model, inputs, {"y0": dy}, leaves)
+
+
+def _check_against_torch(
+    model: onnx.ModelProto,
+    inputs: Mapping[str, np.ndarray],
+    cotangents: Mapping[str, np.ndarray],
+    leaves: Mapping[str, Any],
+) -> None:
+    for knowledge in SHAPE_KNOWLEDGE:
+        actual = gradients(with_shapes(model, knowledge), inputs, cotangents, list(inputs))
+        for name in inputs:
+            np.testing.assert_allclose(
+                actual[name], leaves[name].grad, rtol=1e-4, atol=1e-5, err_msg=f"{name}, {knowledge} shapes"
+            )
+
+
+@pytest.mark.parametrize("knowledge", SHAPE_KNOWLEDGE)
+def test_statistics_in_half_precision(knowledge: str) -> None:
+    """No evaluator computes such a node, but the gradient needs none of its outputs."""
+    inputs = {"X": _random(2, 3).astype(np.float32), "Scale": _random(3).astype(np.float32)}
+    model = single_node(
+        "LayerNormalization", inputs, outputs=3, stash_type=onnx.TensorProto.BFLOAT16, epsilon=1e-2
+    )
+    transformed = onnx_grad.vjp(with_shapes(model, knowledge), ["X"])
+    (forward,) = [node for node in transformed.graph.node if node.op_type == "LayerNormalization"]
+    transformed.graph.node.remove(forward)
+    del transformed.graph.output[:3]
+    exact = {n: a.astype(np.float64) for n, a in (*inputs.items(), ("B", np.zeros(3)))}
+    cotangents = {"y0": _random(2, 3), "y1": np.array([[1.0], [-2.0]]), "y2": np.array([[0.5], [4.0]])}
+    types = {"y0": np.float32, "y1": ml_dtypes.bfloat16, "y2": ml_dtypes.bfloat16}
+    given = {f"{y}_grad": dy.astype(types[y]) for y, dy in cotangents.items()}
+    (actual,) = ReferenceEvaluator(transformed).run(None, inputs | given)
+    expected = numerical_gradient(_layer_normalization, exact, "X", cotangents)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_single_precision_reads_the_statistics_of_the_forward_node() -> None:

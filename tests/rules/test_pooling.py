@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import onnx_grad
 from tests.oracle import SHAPE_KNOWLEDGE, evaluator, gradients, single_node, with_shapes
 from tests.single_precision import check_in_single_precision
 
@@ -42,13 +41,6 @@ GEOMETRIES: list[tuple[Shape, dict[str, Any]]] = [
     ((1, 2, 2, 3), {"kernel_shape": [2, 3], "strides": [2, 3]}),
     ((1, 1, 2, 2, 2), {"kernel_shape": [2, 1, 2], "strides": [2, 1, 2]}),
     ((1, 1, 2, 3, 3), {"kernel_shape": [1, 2, 2], "strides": [1, 1, 2], "pads": [0, 0, 1, 0, 1, 0]}),
-]
-# Here the shape that onnx infers for the output is not that of ONNX Runtime's result.
-DISPUTED: list[tuple[Shape, dict[str, Any]]] = [
-    ((1, 1, 7), {"kernel_shape": [2], "strides": [3], "pads": [1, 1], "ceil_mode": 1}),
-    ((1, 1, 3, 5), {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [1, 0, 1, 0], "ceil_mode": 1}),
-    ((1, 1, 6), {"kernel_shape": [3], "dilations": [2], "auto_pad": "SAME_UPPER"}),
-    ((1, 1, 7), {"kernel_shape": [3], "dilations": [2], "strides": [2], "auto_pad": "SAME_LOWER"}),
 ]
 DILATED: list[tuple[Shape, dict[str, Any]]] = [
     ((1, 1, 6), {"kernel_shape": [2], "dilations": [3], "pads": [1, 1]}),
@@ -94,17 +86,6 @@ def test_max_pool(shape: Shape, attributes: dict[str, Any], outputs: int) -> Non
     inputs = _image(shape)
     model = single_node("MaxPool", inputs, outputs=outputs, **attributes)
     check_in_single_precision(model, inputs, step=0.02)
-
-
-@pytest.mark.parametrize("op_type", ["AveragePool", "LpPool", "MaxPool"])
-@pytest.mark.parametrize(("shape", "attributes"), DISPUTED, ids=str)
-def test_where_the_inferred_shape_is_wrong(op_type: str, shape: Shape, attributes: dict[str, Any]) -> None:
-    """Refused with advice where sizes are fixed, and right where they are not."""
-    inputs = _image(shape)
-    model = single_node(op_type, inputs, opset=19 if "dilations" in attributes else 18, **attributes)
-    with pytest.raises(onnx_grad.UnsupportedOpError, match=r"opset 22|attribute pads"):
-        onnx_grad.vjp(model)
-    check_in_single_precision(model, inputs, step=0.02, tolerance=2e-3, shapes=["symbolic", "unknown"])
 
 
 LARGE: list[tuple[str, Shape, dict[str, Any]]] = [
@@ -168,10 +149,87 @@ def test_ties_as_pytorch(attributes: dict[str, int]) -> None:
     np.testing.assert_allclose(gradients(model, inputs, {"y0": dy}, ["x"])["x"], expected.numpy())
 
 
+# Operator, PyTorch's function, shape of x, its arguments.
+AS_PYTORCH: list[tuple[str, str, Shape, dict[str, Any]]] = [
+    ("MaxPool", "max_pool1d", (2, 3, 11), {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 2}),
+    ("MaxPool", "max_pool1d", (1, 2, 7), {"kernel_size": 2, "stride": 2, "padding": 1, "ceil_mode": True}),
+    ("MaxPool", "max_pool2d", (2, 2, 7, 6), {"kernel_size": 3, "stride": 2, "ceil_mode": True}),
+    ("MaxPool", "max_pool2d", (1, 2, 5, 8), {"kernel_size": 2, "stride": 3, "padding": 1, "ceil_mode": True}),
+    ("MaxPool", "max_pool3d", (1, 2, 4, 5, 3), {"kernel_size": 2, "stride": 2, "ceil_mode": True}),
+    (
+        "AveragePool",
+        "avg_pool1d",
+        (2, 2, 9),
+        {"kernel_size": 4, "stride": 3, "padding": 2, "ceil_mode": True},
+    ),
+    ("AveragePool", "avg_pool2d", (2, 2, 7, 5), {"kernel_size": 3, "stride": 2, "ceil_mode": True}),
+    ("AveragePool", "avg_pool2d", (1, 2, 7, 6), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    (
+        "AveragePool",
+        "avg_pool2d",
+        (1, 1, 5, 3),
+        {"kernel_size": 2, "stride": 2, "padding": 1, "ceil_mode": True},
+    ),
+    ("AveragePool", "avg_pool3d", (1, 1, 4, 5, 3), {"kernel_size": 2, "stride": 2, "ceil_mode": True}),
+    ("LpPool", "lp_pool1d", (2, 2, 9), {"kernel_size": 3, "stride": 2, "norm_type": 3}),
+    ("LpPool", "lp_pool2d", (1, 2, 7, 6), {"kernel_size": 3, "stride": 2, "norm_type": 2}),
+    ("LpPool", "lp_pool2d", (1, 2, 4, 5), {"kernel_size": 2, "stride": 1, "norm_type": 1}),
+]
+
+
+AS_PYTORCH += [
+    (op_type, function, shape, {**arguments, "count_include_pad": False})
+    for op_type, function, shape, arguments in AS_PYTORCH
+    if op_type == "AveragePool"
+]
+
+
+@pytest.mark.parametrize(("op_type", "function", "shape", "arguments"), AS_PYTORCH, ids=str)
+def test_as_pytorch(op_type: str, function: str, shape: Shape, arguments: dict[str, Any]) -> None:
+    torch = pytest.importorskip("torch", reason="compares with PyTorch's autograd")
+    inputs = {"x": np.abs(_image(shape)["x"])} if op_type == "LpPool" else _image(shape)
+    x = torch.tensor(inputs["x"], requires_grad=True)
+    y = getattr(torch.nn.functional, function)(x, **arguments)
+    dy = np.random.default_rng(0).standard_normal(y.shape).astype(np.float32)
+    (expected,) = torch.autograd.grad(y, x, torch.tensor(dy))
+    model = single_node(op_type, inputs, opset=19, **_attributes(op_type, len(shape) - 2, arguments))
+    for knowledge in SHAPE_KNOWLEDGE:
+        dx = gradients(with_shapes(model, knowledge), inputs, {"y0": dy}, ["x"])["x"]
+        np.testing.assert_allclose(dx, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def _attributes(op_type: str, rank: int, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of a node for the arguments of a function of PyTorch, with its defaults."""
+    kernel = arguments["kernel_size"]
+    attributes = {
+        "kernel_shape": [kernel] * rank,
+        "strides": [arguments.get("stride", kernel)] * rank,
+        "pads": [arguments.get("padding", 0)] * 2 * rank,
+        "ceil_mode": int(arguments.get("ceil_mode", False)),
+        "dilations": [arguments.get("dilation", 1)] * rank,
+    }
+    match op_type:
+        case "AveragePool":
+            attributes["count_include_pad"] = int(arguments.get("count_include_pad", True))
+        case "LpPool":
+            attributes["p"] = arguments["norm_type"]
+    return attributes
+
+
 def test_positions_in_column_major_order() -> None:
     inputs = _image((1, 2, 3, 3))
     model = single_node("MaxPool", inputs, outputs=2, kernel_shape=[2, 2], storage_order=1)
     check_in_single_precision(model, inputs, step=0.02)
+
+
+@pytest.mark.parametrize("strides", [[2], [1]])
+def test_windows_of_nothing_but_infinities(strides: list[int]) -> None:
+    """At most one position of a window gets the cotangent, whatever ONNX Runtime says the maximum is."""
+    inputs = {"x": np.array([[[-np.inf, -np.inf, 1.0, 2.0]]], dtype=np.float32)}
+    model = single_node("MaxPool", inputs, kernel_shape=[2], strides=strides)
+    count = evaluator(model)(inputs)["y0"].shape[2]
+    dx = gradients(model, inputs, {"y0": np.ones((1, 1, count), dtype=np.float32)}, ["x"])["x"]
+    assert dx[0, 0, :2].sum() <= 1
 
 
 def test_windows_that_miss_the_image() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import onnx_grad
-from onnx_grad.errors import UnsupportedOpError
 from tests.oracle import check, gradients, single_node
 from tests.rules.forms import check_forms, integers, normal
 
@@ -144,14 +142,3 @@ def test_tensor_scatter(
     if starts is not None:
         inputs["starts"] = integers(*starts)
     check_forms("TensorScatter", inputs, axis=axis, mode=mode, opset=24)
-
-
-def test_max_unpool() -> None:
-    inputs = {"x": normal(1, 1, 2, 2), "indices": np.array([[[[1, 3], [10, 12]]]])}
-    check_forms("MaxUnpool", inputs, kernel_shape=[2, 2], strides=[2, 2])
-
-
-def test_max_unpool_to_another_shape_is_refused() -> None:
-    inputs = {"x": normal(1, 1, 2), "indices": np.array([[[1, 3]]]), "output_shape": integers(1, 1, 5)}
-    with pytest.raises(UnsupportedOpError, match="output_shape"):
-        onnx_grad.vjp(single_node("MaxUnpool", inputs, kernel_shape=[2], strides=[2]), ["x"])

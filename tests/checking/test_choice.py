@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
 from onnx_grad.checking import evaluators
-from onnx_grad.checking.evaluators import Candidate, Choice, choose_evaluator, relative_distance
+from onnx_grad.checking.choice import Choice, choose_evaluator, relative_distance
+from onnx_grad.checking.evaluators import Candidate
 from onnx_grad.checking.precision import to_precision
-from onnx_grad.errors import InputError
+from onnx_grad.errors import InputError, ModelError
 from onnx_grad.prepare.infer import infer
 from tests.graphs import parse
 
 
 def choose(graph: str, feeds: dict[str, np.ndarray], *, opset: int = 18, **options: object) -> Choice:
-    model = ir.from_proto(infer(parse(graph, opset=opset)))
+    return choose_for(parse(graph, opset=opset), feeds, **options)
+
+
+def choose_for(proto: onnx.ModelProto, feeds: dict[str, np.ndarray], **options: object) -> Choice:
+    model = ir.from_proto(infer(proto))
     float64 = to_precision(model, ir.DataType.DOUBLE)
     float32 = to_precision(model, ir.DataType.FLOAT)
     return choose_evaluator(
         Candidate(float64.model, float64.held),
-        Candidate(float32.model, float32.held),
+        lambda: Candidate(float32.model, float32.held),
         feeds,
         **options,  # type: ignore[arg-type]
     )
@@ -76,11 +82,38 @@ def test_float32_where_the_reference_evaluator_has_only_that() -> None:
 
 
 def test_a_node_held_in_float32_makes_the_evaluation_float32() -> None:
-    graph = "g (uint8[2] q, float s) => (float[2] y) { y = DequantizeLinear(q, s) }"
-    choice = choose(graph, {"q": np.array([1, 2], np.uint8), "s": np.array(0.5)})
+    model = parse(
+        "g (float[1,2] x) => (float[1,2] y) { y = ai.onnx.ml.Scaler<offset=[1.0], scale=[2.0]>(x) }"
+    )
+    model.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 3))
+    choice = choose_for(model, {"x": np.array([[0.1, 0.2]])})
     assert choice.evaluator.name == "onnxruntime-float64"
     assert choice.evaluator.precision == "float32"
-    assert "no float64 for DequantizeLinear" in choice.reason
+    assert "no float64 for Scaler" in choice.reason
+
+
+class TestRandomNumbers:
+    def choose(self, n: int, training: int, seed: str) -> Choice:
+        constants = f"float r = {{0.5}}, bool t = {{{training}}}"
+        graph = f"g (float[{n}] x) => (float[{n}] y) <{constants}> {{ y = Dropout{seed}(x, r, t) }}"
+        return choose(graph, {"x": np.arange(1.0, n + 1)})
+
+    @pytest.mark.parametrize("seed", ["<seed=0>", "<seed=1>", "<seed=42>"])
+    @pytest.mark.parametrize("n", [2, 20])
+    def test_a_fixed_seed_is_left_to_the_reference_evaluator(self, seed: str, n: int) -> None:
+        """ONNX Runtime's first two masks are the same for the seed 0."""
+        choice = self.choose(n, 1, seed)
+        assert (choice.evaluator.name, choice.evaluator.precision) == ("reference-float64", "float64")
+        assert "onnxruntime-float64: it draws other random numbers for 'y' every time" in choice.reason
+        assert "not compared with ONNX Runtime" in choice.caveat
+
+    def test_without_a_seed_there_is_no_function(self) -> None:
+        for n in (2, 20):
+            with pytest.raises(ModelError, match="'y' differs between two evaluations at the same point"):
+                self.choose(n, 1, "")
+
+    def test_what_is_turned_off_draws_nothing(self) -> None:
+        assert self.choose(20, 0, "").evaluator.name == "onnxruntime-float64"
 
 
 def test_the_evaluator_asked_for() -> None:
