@@ -272,7 +272,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(("name", "opset"), itertools.product(OTHERS, (14, 17)), ids=str)
+@pytest.mark.parametrize(("name", "opset"), list(itertools.product(OTHERS, (14, 17))), ids=str)
 def test_other_models(name: str, opset: int, tmp_path: Path) -> None:
     module, inputs, found = OTHERS[name]
     original = scripted(module, inputs, opset)
