@@ -19,7 +19,7 @@ from onnx_grad.path import Path, Step
 from onnx_grad.prepare import Model, prepare
 from onnx_grad.registry import Quantization, State
 from onnx_grad.selection import Names, Selection
-from onnx_grad.transforms import expand_path
+from onnx_grad.transforms.tracing import expand_path
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from onnx_grad.registry import Quantization
 from onnx_grad.selection import Names
 from onnx_grad.sessions import Provider
 from onnx_grad.signature import InputSpec, dtype_name, dtype_of, quoted, shape_text
-from onnx_grad.transforms import trace
+from onnx_grad.transforms.tracing import trace
 
 
 def check_gradients(

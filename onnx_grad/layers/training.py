@@ -20,7 +20,7 @@ from onnx_grad.layers.dropout import activate_dropout
 from onnx_grad.prepare import Model, prepare
 from onnx_grad.prepare.lift import OLDEST_OPSET
 from onnx_grad.saving import check_target
-from onnx_grad.transforms import PathLike, callers_level, deliver, taken_names
+from onnx_grad.transforms.tracing import PathLike, callers_level, deliver, taken_names
 
 # Keys of the model's metadata.
 _NOTES = ("training_layers", "seed", "updated_statistics")

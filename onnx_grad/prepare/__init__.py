@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -12,10 +12,11 @@ from onnx_grad.prepare.generated_names import give_up_generated_names
 from onnx_grad.prepare.infer import infer
 from onnx_grad.prepare.lift import is_old, lift
 from onnx_grad.prepare.load import Model, load
+from onnx_grad.prepare.sequences import express_over_tensors
 from onnx_grad.prepare.state_shapes import forget_wrong_state_shapes
 from onnx_grad.prepare.transposed_sizes import settle_transposed_sizes
 from onnx_grad.prepare.validate import name_nodes, validate
-from onnx_grad.prepare.weights import LightModel, check_external, make_constants_dense
+from onnx_grad.prepare.weights import LightModel, check_external, lighten_ir, make_constants_dense
 from onnx_grad.prepare.window_counts import settle_window_counts
 
 # Since this IR version, an initializer that is an input too can be overridden, and need not be one.
@@ -40,6 +41,14 @@ class Forward:
         """The same with the nodes of the given names replaced by their function bodies."""
         self.light.proto = expand_nodes(self.light.proto, node_names)
         return _forward(self.light)
+
+    def over_tensors(self, is_active: Callable[[ir.Value], bool]) -> Forward | None:
+        """The same with tensors for the sequences that derivatives flow through; `None` where none can be."""
+        if not express_over_tensors(self.model.graph, is_active):
+            return None
+        light = lighten_ir(self.model)
+        light.base_dir = self.light.base_dir
+        return _forward(light)
 
     def without_functions(self) -> Forward:
         """The same with the calls of all functions of the model replaced by their bodies."""

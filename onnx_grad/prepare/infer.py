@@ -113,9 +113,14 @@ def _infer_strictly(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def _is_in_branches(error: str) -> bool:
     """Whether only branches of an `If` do not fit, such as one for another rank, which need not run."""
-    errors = error.partition("Inference error(s): ")[2].splitlines()
-    inside = re.compile(r"\(op_type:If[^)]*\): \[\w+\] Inference error\(s\): ")
-    return bool(errors) and all(inside.match(line) for line in errors if line.strip())
+    errors = [line for line in error.partition("Inference error(s): ")[2].splitlines() if line.strip()]
+    inside = [line for line in errors if re.match(_IN_A_BRANCH, line)]
+    behind = [line for line in errors if re.search(_WITHOUT_TYPE, line)]
+    return bool(inside) and len(inside) + len(behind) == len(errors)
+
+
+_IN_A_BRANCH = r"\(op_type:If[^)]*\): \[\w+\] Inference error\(s\): "
+_WITHOUT_TYPE = r"\[TypeInferenceError\] Input .* null"
 
 
 def _without_annotations(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnx_grad.registry import derivative_is_zero, refused
 
+# What `prepare.sequences` could not express over tensors.
 refused(
     "ConcatFromSequence",
     "Optional",
@@ -15,8 +16,9 @@ refused(
     "SequenceInsert",
     "SequenceMap",
     "SplitToSequence",
-    reason="sequences and optionals are not differentiated; export the model with tensors instead (Split and "
-    "Concat), or cut the flow with stop=[…]",
+    reason="sequences and optionals are made tensors before differentiating, where it is known what they "
+    "hold, or where that is the pieces of one tensor or what a loop appends; elsewhere export the model with "
+    "tensors (Split and Concat), or cut the flow with stop=[…]",
 )
 derivative_is_zero("OptionalHasElement", "SequenceLength", reason="its result counts, and does not vary")
 derivative_is_zero(

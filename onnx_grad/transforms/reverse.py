@@ -1,34 +1,34 @@
-"""The transforms: a few lines each over one path, load → prepare → differentiate → tidy."""
+"""Reverse mode: the vector-Jacobian product and the gradient of a scalar."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import os
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import overload
 
 import onnx
 import onnx_ir as ir
 
-import onnx_grad.rules  # noqa: F401  (fills the table)
 from onnx_grad import known, tidy
 from onnx_grad.backward import Cotangents, pull_back
-from onnx_grad.batch_statistics import separate
 from onnx_grad.builder import Builder
-from onnx_grad.errors import NoPathWarning, NotDifferentiableError, UnknownNameError, UnsupportedOpError
+from onnx_grad.errors import NoPathWarning, NotDifferentiableError
 from onnx_grad.path import Path
-from onnx_grad.prepare import Forward, Model, prepare
+from onnx_grad.prepare import Model, prepare
 from onnx_grad.prepare.lift import OLDEST_OPSET
-from onnx_grad.prepare.weights import heavy
-from onnx_grad.registry import Quantization, State
-from onnx_grad.saving import check_target, save
-from onnx_grad.selection import Names, Selection, select
+from onnx_grad.registry import Quantization
+from onnx_grad.saving import check_target
+from onnx_grad.selection import Names, Selection
+from onnx_grad.transforms.tracing import (
+    PathLike,
+    callers_level,
+    deliver,
+    garbage_collector_paused,
+    taken_names,
+    trace,
+)
 
 Seed = Callable[[Builder, ir.Graph, ir.Value], ir.Value]
-PathLike = str | os.PathLike[str]
 
 
 @overload
@@ -155,20 +155,8 @@ def _transform(
 ) -> onnx.ModelProto | ir.Model:
     if save_as is not None:
         check_target(save_as)
-    with _garbage_collector_paused():
+    with garbage_collector_paused():
         return _transformed(model, wrt, of, stop, quantization, save_as, seed)
-
-
-@contextlib.contextmanager
-def _garbage_collector_paused() -> Iterator[None]:
-    """A transform makes many objects that all stay: looking for garbage among them takes a quarter longer."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _transformed(
@@ -186,71 +174,6 @@ def _transformed(
         _check_scalar(selection)
     metadata = _differentiate(forward.model, selection, path, seed)
     return deliver(forward, model, metadata, save_as)
-
-
-def deliver(
-    forward: Forward, given: Model, metadata: Mapping[str, Mapping[str, str]], save_as: PathLike | None
-) -> onnx.ModelProto | ir.Model:
-    """The changed model of `forward`, of the kind that was `given`, and written to `save_as` if it is named.
-
-    Args:
-        forward: What a transform has changed.
-        given: What the caller gave.
-        metadata: What to note in the model, by key.
-        save_as: Where to write it as well.
-    """
-    light = tidy.finish(forward.model, metadata)
-    if isinstance(given, ir.Model) or save_as is not None:
-        tidy.annotate(forward.model, light.proto)
-    if save_as is not None:
-        save(forward.model, save_as)
-    return forward.model if isinstance(given, ir.Model) else heavy(light)
-
-
-def trace(
-    forward: Forward, wrt: Names, of: Names, stop: Names, quantization: Quantization | None = None
-) -> tuple[Forward, Selection, Path]:
-    """Find the path from `wrt` to `of`, expanding the operators on it that have no rule of their own.
-
-    Raises:
-        UnsupportedOpError: Nodes on the path cannot be differentiated.
-    """
-    forward, selection, path, _ = expand_path(forward, wrt, of, stop, quantization)
-    blocked = path.blocked()
-    if blocked:
-        lines = [f"  node '{step.node.name}' ({step.node.op_type}): {reason}" for step, reason in blocked]
-        raise UnsupportedOpError(
-            f"{len(blocked)} node(s) between wrt and of cannot be differentiated:\n" + "\n".join(lines)
-        )
-    return forward, selection, path
-
-
-def expand_path(
-    forward: Forward, wrt: Names, of: Names, stop: Names, quantization: Quantization | None = None
-) -> tuple[Forward, Selection, Path, set[str]]:
-    """The path from `wrt` to `of` with all its functions expanded, and the operators that were.
-
-    Nodes on the path may still be blocked.
-    """
-    expanded: set[str] = set()
-    while True:
-        graph = forward.model.graph
-        try:
-            selection = select(graph, wrt, of, stop)
-        except UnknownNameError:
-            if not forward.model.functions:
-                raise
-            # The name may be of a tensor inside a function.
-            forward = forward.without_functions()
-            continue
-        separate(graph, [*selection.wrt, *selection.stop])
-        functions = {(domain, name) for domain, name, _ in forward.model.functions}
-        path = Path(graph, selection.wrt, selection.of, selection.stop, quantization, functions)
-        nodes = [s.node for s in path.all_steps() if s.entry.state is State.EXPANDED]
-        if not nodes:
-            return forward, selection, path, expanded
-        expanded.update(node.op_type for node in nodes)
-        forward = forward.expanded({str(node.name) for node in nodes})
 
 
 def _differentiate(
@@ -297,14 +220,6 @@ def _gradient(op: Builder, cotangents: Cotangents, x: ir.Value) -> ir.Value:
     return dx
 
 
-def callers_level() -> int:
-    """How far up the stack the caller of the library is, seen from whoever asks."""
-    level, frame = 0, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("onnx_grad"):
-        level, frame = level + 1, frame.f_back
-    return level
-
-
 def _cotangent_input(op: Builder, graph: ir.Graph, y: ir.Value) -> ir.Value:
     """A new graph input `<y>_grad` of the shape and dtype of `y`."""
     if y.dtype is None:
@@ -338,14 +253,3 @@ def _check_scalar(selection: Selection) -> None:
             f"of: grad differentiates a tensor with one element, but '{y.name}' has shape {y.shape}; "
             "name a scalar, or use vjp and give a cotangent"
         )
-
-
-def taken_names(graph: ir.Graph) -> set[str]:
-    """Every name of a value or node in the model, subgraphs included."""
-    taken = {value.name for value in (*graph.inputs, *graph.initializers.values())}
-    for subgraph in graph.subgraphs():
-        taken.update(v.name for v in (*subgraph.inputs, *subgraph.initializers.values()))
-    for node in graph.all_nodes():
-        taken.add(node.name)
-        taken.update(value.name for value in node.outputs)
-    return {name for name in taken if name}

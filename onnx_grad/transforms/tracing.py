@@ -1,0 +1,127 @@
+"""What the transforms share: the way from a model and the names in a request to a path, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import sys
+from collections.abc import Iterator, Mapping
+
+import onnx
+import onnx_ir as ir
+
+import onnx_grad.rules  # noqa: F401  (fills the table)
+from onnx_grad import tidy
+from onnx_grad.batch_statistics import separate
+from onnx_grad.errors import UnknownNameError, UnsupportedOpError
+from onnx_grad.path import Path
+from onnx_grad.prepare import Forward, Model
+from onnx_grad.prepare.sequences import handles_sequences
+from onnx_grad.prepare.weights import heavy
+from onnx_grad.registry import Quantization, State
+from onnx_grad.saving import save
+from onnx_grad.selection import Names, Selection, select
+
+PathLike = str | os.PathLike[str]
+
+
+@contextlib.contextmanager
+def garbage_collector_paused() -> Iterator[None]:
+    """A transform makes many objects that all stay: looking for garbage among them takes a quarter longer."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def deliver(
+    forward: Forward, given: Model, metadata: Mapping[str, Mapping[str, str]], save_as: PathLike | None
+) -> onnx.ModelProto | ir.Model:
+    """The changed model of `forward`, of the kind that was `given`, and written to `save_as` if it is named.
+
+    Args:
+        forward: What a transform has changed.
+        given: What the caller gave.
+        metadata: What to note in the model, by key.
+        save_as: Where to write it as well.
+    """
+    light = tidy.finish(forward.model, metadata)
+    if isinstance(given, ir.Model) or save_as is not None:
+        tidy.annotate(forward.model, light.proto)
+    if save_as is not None:
+        save(forward.model, save_as)
+    return forward.model if isinstance(given, ir.Model) else heavy(light)
+
+
+def trace(
+    forward: Forward, wrt: Names, of: Names, stop: Names, quantization: Quantization | None = None
+) -> tuple[Forward, Selection, Path]:
+    """Find the path from `wrt` to `of`, expanding the operators on it that have no rule of their own.
+
+    Raises:
+        UnsupportedOpError: Nodes on the path cannot be differentiated.
+    """
+    forward, selection, path, _ = expand_path(forward, wrt, of, stop, quantization)
+    blocked = path.blocked()
+    if blocked:
+        lines = [f"  node '{step.node.name}' ({step.node.op_type}): {reason}" for step, reason in blocked]
+        raise UnsupportedOpError(
+            f"{len(blocked)} node(s) between wrt and of cannot be differentiated:\n" + "\n".join(lines)
+        )
+    return forward, selection, path
+
+
+def expand_path(
+    forward: Forward, wrt: Names, of: Names, stop: Names, quantization: Quantization | None = None
+) -> tuple[Forward, Selection, Path, set[str]]:
+    """The path from `wrt` to `of` with all its functions expanded, and the operators that were.
+
+    Nodes on the path may still be blocked.
+    """
+    expanded: set[str] = set()
+    while True:
+        graph = forward.model.graph
+        try:
+            selection = select(graph, wrt, of, stop)
+        except UnknownNameError:
+            if not forward.model.functions:
+                raise
+            # The name may be of a tensor inside a function.
+            forward = forward.without_functions()
+            continue
+        separate(graph, [*selection.wrt, *selection.stop])
+        functions = {(domain, name) for domain, name, _ in forward.model.functions}
+        path = Path(graph, selection.wrt, selection.of, selection.stop, quantization, functions)
+        nodes = [s.node for s in path.all_steps() if s.entry.state is State.EXPANDED]
+        if not nodes and any(handles_sequences(s.node) for s in path.all_steps()):
+            over_tensors = forward.over_tensors(path.is_active)
+            if over_tensors is not None:
+                forward = over_tensors
+                continue
+        if not nodes:
+            return forward, selection, path, expanded
+        expanded.update(node.op_type for node in nodes)
+        forward = forward.expanded({str(node.name) for node in nodes})
+
+
+def callers_level() -> int:
+    """How far up the stack the caller of the library is, seen from whoever asks."""
+    level, frame = 0, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("onnx_grad"):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def taken_names(graph: ir.Graph) -> set[str]:
+    """Every name of a value or node in the model, subgraphs included."""
+    taken = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+    for subgraph in graph.subgraphs():
+        taken.update(v.name for v in (*subgraph.inputs, *subgraph.initializers.values()))
+    for node in graph.all_nodes():
+        taken.add(node.name)
+        taken.update(value.name for value in node.outputs)
+    return {name for name in taken if name}
