@@ -100,15 +100,19 @@ class Builder:
         scope: Prefix of the names of what is built next: the forward node or tensor it serves.
         repeats: Whether the nodes are of a body that runs more than once.
         edges: How values enter and leave the forward bodies that the nodes differentiate.
+        pushes: Whether tangents are pushed forward through the graph rather than cotangents pulled back.
+        origin: The builder that this one was made of by `apart`, or itself: of the same graph.
     """
 
-    def __init__(self, opset: int, taken_names: set[str]) -> None:
+    def __init__(self, opset: int, taken_names: set[str], pushes: bool = False) -> None:
         self.opset = opset
         self.nodes: list[ir.Node] = []
         self.initializers: list[ir.Value] = []
         self.scope = ""
         self.repeats = False
         self.edges: list[Edge] = []
+        self.pushes = pushes
+        self.origin = self
         self._metadata: dict[str, str] = {}
         self._unlabelled: set[ir.Node] = set()
         self._taken = taken_names
@@ -123,7 +127,7 @@ class Builder:
             node: The forward node.
             repeats: Whether the body runs more than once.
         """
-        inner = Builder(self.opset, self._taken)
+        inner = Builder(self.opset, self._taken, self.pushes)
         inner.repeats = repeats or self.repeats
         wires = wiring(node)
         inner.edges = [*self.edges, *(wires.edges() if wires is not None else ())]

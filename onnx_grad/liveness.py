@@ -35,3 +35,11 @@ def detach(dead: Iterable[ir.Node]) -> None:
             node.replace_input_with(index, None)
         for body in bodies(node):
             detach(body)
+
+
+def drop(node: ir.Node) -> None:
+    """Take `node` out of its graph; its bodies may live on in another node."""
+    for index in range(len(node.inputs)):
+        node.replace_input_with(index, None)
+    if node.graph is not None:
+        node.graph.remove(node)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnx_grad.builder import Builder
-from onnx_grad.singularities import is_elementwise, leads_to_singularity, may_be_unused_at_singularity
+from onnx_grad.singularities import is_elementwise, may_be_unused_at_singularity, meets_singularity
 
 
 def cast_like(op: Builder, value: ir.Value, like: ir.Value) -> ir.Value:
@@ -40,7 +40,7 @@ def keep_where(op: Builder, node: ir.Node, condition: ir.Value, dy: ir.Value) ->
         condition: Of a shape that broadcasts with that of `dy`.
         dy: A cotangent, possibly infinite where the condition fails.
     """
-    if leads_to_singularity(op, node.outputs[0]):
+    if meets_singularity(op, node):
         return op.Where(condition, dy, 0.0)
     return op.Mul(dy, as_number(op, condition, dy))
 
@@ -61,7 +61,12 @@ def without_undefined(op: Builder, node: ir.Node, cotangent: ir.Value, dy: ir.Va
 
 def zero_where_unused(op: Builder, node: ir.Node, product: ir.Value, dy: ir.Value) -> ir.Value:
     """The same of a `product` of the shape of `dy` that a rule goes on with."""
-    if not may_be_unused_at_singularity(op, node):
+    if op.pushes or not may_be_unused_at_singularity(op, node):
         return product
-    undefined = op.And(op.IsNaN(product), op.Equal(dy, 0.0))
+    return zero_where_zero(op, product, dy)
+
+
+def zero_where_zero(op: Builder, product: ir.Value, factor: ir.Value) -> ir.Value:
+    """`product` with 0 instead of NaN where its `factor` is 0."""
+    undefined = op.And(op.IsNaN(product), op.Equal(factor, 0.0))
     return op.Where(undefined, 0.0, product)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnx_grad import known, registry
-from onnx_grad.registry import Entry, OperatorId, Quantization, State
-from onnx_grad.rounding import gives_floats, has_schema, takes_floats
+from onnx_grad.registry import Composition, Entry, Linearity, OperatorId, Quantization, State
+from onnx_grad.rounding import gives_floats, has_schema, on_floats, takes_floats
 from onnx_grad.wiring import Edge, Wiring, bodies, wiring
 
 # Where the `meta` of a node says why it could not be made what has a rule.
@@ -33,6 +33,24 @@ class Step:
     wanted: tuple[int, ...]
     reached: tuple[int, ...]
     captured: tuple[ir.Value, ...] = ()
+
+    @property
+    def composition(self) -> Composition | None:
+        """What builds the operator out of others, where its gradient is that of what it is composed of."""
+        return on_floats if self.runs_on_floats else self.entry.composition
+
+    @property
+    def linearity(self) -> Linearity | None:
+        """How the node is linear, where that is declared and holds for it."""
+        declared = None if self.is_quantized else self.entry.linearity
+        if declared is None or (declared.unless is not None and declared.unless(self.node)):
+            return None
+        return declared
+
+    @property
+    def where(self) -> str:
+        """The node, for errors."""
+        return f"gradient of {self.node.op_type} node '{node_label(self.node)}'"
 
     @property
     def is_quantized(self) -> bool:
@@ -116,6 +134,12 @@ class Path:
     def is_active(self, value: ir.Value) -> bool:
         """Whether `value` depends on `wrt`, and some value in `of` on it."""
         return value in self._dependent and value in self._needed
+
+    def follow(self, old: ir.Value, new: ir.Value) -> None:
+        """Let what is known of `old` hold for `new`, which stands in its place."""
+        for marked in (self._dependent, self._needed, self._stop):
+            if old in marked:
+                marked.add(new)
 
     def all_steps(self) -> Iterator[Step]:
         """The steps of the graph and of all bodies on the way."""
@@ -230,6 +254,11 @@ class Path:
 
     def _entry(self, node: ir.Node) -> Entry:
         return registry.lookup(node.domain, node.op_type, self._opset, self.quantization, self._functions)
+
+
+def node_label(node: ir.Node) -> str:
+    """How a forward node is called in names: its own name, or that of its first output."""
+    return node.name or next((o.name for o in node.outputs if o.name), node.op_type)
 
 
 def _may_flow(source: ir.Value, target: ir.Value) -> bool:

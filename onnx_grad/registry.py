@@ -10,7 +10,7 @@ import enum
 import functools
 import inspect
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, get_args
 
 import onnx
@@ -41,6 +41,30 @@ class Flow(Protocol):
         """Build with `op` the cotangents of what `body` reads, given those of its outputs."""
 
 
+class ForwardFlow(Protocol):
+    """What the forward rule of a node with bodies can ask about the derivatives in them."""
+
+    def is_active(self, value: ir.Value) -> bool:
+        """Whether the tangent of `value` is needed and may differ from zero."""
+
+    def tangent(self, value: ir.Value) -> ir.Value | None:
+        """The tangent of what the node reads, if it has one."""
+
+    def push_forward(
+        self, op: Builder, body: ir.Graph, seeds: Sequence[tuple[ir.Value, ir.Value]]
+    ) -> Mapping[ir.Value, ir.Value]:
+        """Build with `op` the tangents of what `body` computes, given those of its inputs."""
+
+    def roots(self) -> Sequence[ir.Value]:
+        """What nodes that were extended before read; a body that holds them has to compute it."""
+
+    def extended(self, node: ir.Node) -> None:
+        """Note that the bodies of `node` compute tangents as well now."""
+
+    def replaced(self, old: ir.Value, new: ir.Value) -> None:
+        """Note that `new` stands in the place of `old`."""
+
+
 StructuralRule = Callable[..., Sequence[tuple[ir.Value, ir.Value]]]
 Composition = Callable[[Builder, ir.Node], ir.Value | Sequence[ir.Value | None]]
 
@@ -59,6 +83,28 @@ class State(enum.Enum):
 
 
 @dataclass(frozen=True)
+class Linearity:
+    """How an operator is linear: applied to tangents of its operands, it gives the tangent of its result.
+
+    It is linear in some operands together, with what is added to their function left out (`together`), or in
+    each of several factors alone (`factors`), with further operands that are added (`added`).
+
+    Attributes:
+        together: Positions of the operands; `None` for all of them.
+        factors: Positions of the factors.
+        added: Positions of what is added to their product, and may be left out.
+        broadcasts: Whether operands are stretched to the shape of the result.
+        unless: Tells of a node for which it does not hold.
+    """
+
+    together: tuple[int, ...] | None = ()
+    factors: tuple[int, ...] = ()
+    added: tuple[int, ...] = ()
+    broadcasts: bool = False
+    unless: Callable[[ir.Node], bool] | None = None
+
+
+@dataclass(frozen=True)
 class Entry:
     """One row of the table.
 
@@ -67,6 +113,7 @@ class Entry:
         rule: For `State.RULE`, the function that builds the cotangents of the inputs.
         structural: For `State.RULE` of an operator with bodies, the function that builds the cotangents of
             everything they read.
+        structural_tangents: For the same operators, the function that builds the tangents of their outputs.
         function: For `State.EXPANDED` of an operator that a user defined, its body.
         composition: For `State.RULE` of an operator that others compose, the function that builds it of them.
         arity: How many cotangents of outputs `rule` takes; `None` for any number.
@@ -78,11 +125,13 @@ class Entry:
         rounds: Whether its integers stand for real numbers, so that their being integers does not end the
             path, and its rule takes and gives float cotangents for them.
         quantization: What is done about rounding, where the row holds for that only.
+        linearity: How the operator is linear, where that is declared.
     """
 
     state: State
     rule: Rule | None = None
     structural: StructuralRule | None = None
+    structural_tangents: StructuralRule | None = None
     composition: Composition | None = None
     function: onnx.FunctionProto | None = None
     arity: int | None = None
@@ -93,6 +142,7 @@ class Entry:
     reason: str = ""
     rounds: bool = False
     quantization: Quantization | None = None
+    linearity: Linearity | None = None
 
 
 _table: dict[OperatorId, Entry] = {}
@@ -179,6 +229,24 @@ def structural_gradient(
     return register
 
 
+def structural_tangents(op_type: str) -> Callable[[StructuralRule], StructuralRule]:
+    """Register the decorated function as the forward rule of an operator that runs bodies.
+
+    The rule is called as `rule(op, node, flow)`: `flow` gives the tangents of what the node reads, and pushes
+    them through a body. It returns pairs of an output and its tangent; the node itself may be replaced by one
+    that computes both.
+
+    Args:
+        op_type: Operator type of the default domain, which has a `structural_gradient`.
+    """
+
+    def register(rule: StructuralRule) -> StructuralRule:
+        _table["", op_type] = replace(_table["", op_type], structural_tangents=rule)
+        return rule
+
+    return register
+
+
 def composition(
     op_type: str,
     *,
@@ -219,6 +287,22 @@ def composition(
         return define
 
     return register
+
+
+def linear(
+    *op_types: str,
+    together: Sequence[int] | None = (),
+    factors: Sequence[int] = (),
+    added: Sequence[int] = (),
+    broadcasts: bool = False,
+    unless: Callable[[ir.Node], bool] | None = None,
+) -> None:
+    """Declare of operators of the default domain, which have rules, that they are linear: see `Linearity`."""
+    declared = Linearity(
+        None if together is None else tuple(together), tuple(factors), tuple(added), broadcasts, unless
+    )
+    for op_type in op_types:
+        _table["", op_type] = replace(_table["", op_type], linearity=declared)
 
 
 def define_function(op_type: str, function: onnx.FunctionProto, *, domain: str) -> None:

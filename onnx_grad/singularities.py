@@ -64,9 +64,16 @@ Target = Callable[[ir.Node], bool]
 Further = Callable[[ir.Node], Iterable[ir.Value]]
 
 
-def leads_to_singularity(op: Builder, value: ir.Value) -> bool:
-    """Whether the cotangent of `value` may be infinite at some elements and not at others."""
-    return _neighbourhood(op).leads_to(value, _is_singular)
+def meets_singularity(op: Builder, node: ir.Node) -> bool:
+    """Whether what `op` takes through `node` may be infinite at some elements and not at others.
+
+    That is the cotangent of its result, which operators behind it have multiplied by their derivatives, or,
+    where tangents are pushed forward, the tangents of its operands, by operators before it.
+    """
+    around = _neighbourhood(op)
+    if op.pushes:
+        return around.comes_from(node, _is_singular)
+    return around.leads_to(node.outputs[0], _is_singular)
 
 
 def is_elementwise(node: ir.Node) -> bool:
@@ -75,9 +82,16 @@ def is_elementwise(node: ir.Node) -> bool:
 
 
 def may_be_unused_at_singularity(op: Builder, node: ir.Node) -> bool:
-    """Whether the derivative of `node` may be infinite or NaN at an element that is not used further on."""
+    """Whether the derivative of `node` may be infinite or NaN at an element that is not used.
+
+    It is not used further on, or, where tangents are pushed forward, not before: its tangent is zero.
+    """
     around = _neighbourhood(op)
-    return around.is_exposed(node) and around.leads_to(node.outputs[0], _selects)
+    if not around.is_exposed(node):
+        return False
+    if op.pushes:
+        return around.comes_from(node, _selects)
+    return around.leads_to(node.outputs[0], _selects)
 
 
 def continue_at(op: Builder, result: ir.Value, output: ir.Value) -> None:
@@ -106,6 +120,13 @@ class _Neighbourhood:
     def leads_to(self, value: ir.Value, target: Target) -> bool:
         """Whether the forward graph leads from `value` to a node that is a `target`."""
         return self._walk((_forward_uses, target), value, _forward_uses, target, _float_outputs)
+
+    def comes_from(self, node: ir.Node, source: Target) -> bool:
+        """Whether the forward graph leads from a node that is a `source` to `node`."""
+        return any(
+            self._walk((_producer, source), value, _producer, source, _float_inputs)
+            for value in _float_inputs(node)
+        )
 
     def is_exposed(self, node: ir.Node) -> bool:
         """Whether the derivative of `node` may be infinite or NaN."""
@@ -147,9 +168,9 @@ _neighbourhoods: weakref.WeakKeyDictionary[Builder, _Neighbourhood] = weakref.We
 
 def _neighbourhood(op: Builder) -> _Neighbourhood:
     """What is remembered of the graph that `op` extends, which does not change while it does."""
-    around = _neighbourhoods.get(op)
+    around = _neighbourhoods.get(op.origin)
     if around is None:
-        around = _neighbourhoods[op] = _Neighbourhood(op.edges)
+        around = _neighbourhoods[op.origin] = _Neighbourhood(op.edges)
     return around
 
 

@@ -28,7 +28,7 @@ class Output:
     like: ir.Value
 
 
-def insert(graph: ir.Graph, op: Builder, outputs: Sequence[Output]) -> None:
+def insert(graph: ir.Graph, op: Builder, outputs: Sequence[Output], roots: Sequence[ir.Value] = ()) -> None:
     """Put what `op` recorded into `graph`, as far as `outputs` need it, and add them as graph outputs.
 
     A `Shape` of a forward value stands next to where that value is produced, so that the value itself need
@@ -38,9 +38,10 @@ def insert(graph: ir.Graph, op: Builder, outputs: Sequence[Output]) -> None:
         graph: The forward graph.
         op: The builder that recorded the backward nodes.
         outputs: The values to give out.
+        roots: What nodes of the graph read of what `op` recorded: they are moved behind it.
     """
     given = _distinct_outputs(op, outputs)
-    live = live_nodes(op.nodes, given)
+    live = live_nodes(op.nodes, [*given, *roots])
     detach(set(op.nodes).difference(live))
     for value in op.initializers:
         if value.uses():
@@ -50,6 +51,8 @@ def insert(graph: ir.Graph, op: Builder, outputs: Sequence[Output]) -> None:
     for node in live:
         _place(graph, node, recorded, first)
     graph.outputs.extend(given)
+    if roots:
+        graph.sort()
 
 
 def _place(graph: ir.Graph, node: ir.Node, recorded: set[ir.Node], first: ir.Node | None) -> None:

@@ -138,6 +138,41 @@ def numerical_gradient(
     return result
 
 
+def check_tangents(
+    model: onnx.ModelProto,
+    inputs: Arrays,
+    cotangents: Arrays,
+    gradients: Arrays,
+    rtol: float = 1e-6,
+    atol: float = 1e-7,
+) -> None:
+    """Assert that tangents ẏ = J·ẋ fit the gradients Jᵀ·dy: Σ⟨dy, ẏ⟩ = Σ⟨Jᵀ·dy, ẋ⟩ for a random ẋ.
+
+    Args:
+        model: The forward model.
+        inputs: Where to differentiate.
+        cotangents: The cotangents dy of its outputs.
+        gradients: The gradients Jᵀ·dy of its inputs.
+        rtol: Relative tolerance.
+        atol: Absolute tolerance.
+    """
+    pushed = quiet_jvp(model, list(gradients), list(cotangents))
+    into, out = noted_names(pushed, "tangents"), noted_names(pushed, "output_tangents")
+    generator = np.random.default_rng(1)
+    v = {x: np.asarray(generator.standard_normal(dx.shape), inputs[x].dtype) for x, dx in gradients.items()}
+    values = evaluator(pushed)({**inputs, **{into[x]: tangent for x, tangent in v.items()}})
+    for y, dy in cotangents.items():
+        tangent = values[out[y]]
+        assert (tangent.shape, tangent.dtype) == (dy.shape, dy.dtype), y
+    forward = [values[out[y]].astype(float) * dy for y, dy in cotangents.items()]
+    backward = [dx.astype(float) * v[x] for x, dx in gradients.items()]
+    scale = sum(float(np.abs(terms).sum()) for terms in (*forward, *backward))
+    actual, expected = (sum(float(terms.sum()) for terms in side) for side in (forward, backward))
+    assert abs(actual - expected) <= rtol * scale + atol * (
+        1 + sum(float(np.abs(t).sum()) for t in v.values())
+    )
+
+
 def gradients(
     model: onnx.ModelProto, inputs: Arrays, cotangents: Arrays, wrt: Sequence[str], **options: Any
 ) -> dict[str, np.ndarray]:
@@ -158,13 +193,23 @@ def quiet_vjp(model: onnx.ModelProto, *arguments: Any, **options: Any) -> onnx.M
         return onnx_grad.vjp(model, *arguments, **options)
 
 
+def quiet_jvp(model: onnx.ModelProto, *arguments: Any, **options: Any) -> onnx.ModelProto:
+    """`onnx_grad.jvp`, where tangents without a path are zeros and no surprise."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", onnx_grad.NoPathWarning)
+        return onnx_grad.jvp(model, *arguments, **options)
+
+
 def given_names(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, str]]:
     """The names of the cotangent inputs and of the gradient outputs, from the model's metadata."""
+    return noted_names(model, "cotangents"), noted_names(model, "gradients")
+
+
+def noted_names(model: onnx.ModelProto, key: str) -> dict[str, str]:
+    """What a transform noted in the model's metadata, such as the names of `"tangents"`."""
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    return (
-        json.loads(metadata["pkg.onnx_grad.cotangents"]),
-        json.loads(metadata["pkg.onnx_grad.gradients"]),
-    )
+    names: dict[str, str] = json.loads(metadata[f"pkg.onnx_grad.{key}"])
+    return names
 
 
 def _is_valid(model: onnx.ModelProto) -> bool:
@@ -218,6 +263,7 @@ def check(
             np.testing.assert_allclose(
                 actual[x], expected[x], rtol=rtol, atol=atol, err_msg=f"{x}, {knowledge} shapes"
             )
+        check_tangents(with_shapes(model, knowledge), inputs, cotangents, expected, rtol, atol)
     if second_order:
         gradient_model = quiet_vjp(model, names, outputs)
         cotangent_names, gradient_names = given_names(gradient_model)

@@ -46,6 +46,10 @@ from onnx_grad.rules import (
     unpooling,
 )
 
+# isort: split
+# These add to operators whose rules are there.
+from onnx_grad.rules import control_flow_tangents, linearity
+
 __all__ = [
     "activations",
     "arithmetic",
@@ -55,6 +59,7 @@ __all__ = [
     "columns",
     "constants",
     "contrib",
+    "control_flow_tangents",
     "convolution",
     "cumulative",
     "deformable_convolution",
@@ -68,6 +73,7 @@ __all__ = [
     "iteration",
     "layer_normalization",
     "linear",
+    "linearity",
     "logic",
     "lstm",
     "norms",

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 
 from onnx_grad.builder import METADATA_PREFIX, RANDOM_OPERATORS, Builder
+from onnx_grad.liveness import detach, live_nodes
 from onnx_grad.wiring import bodies
 
 
@@ -33,6 +34,38 @@ def body_graph(
         given[value] = None
     constants = [value for value in op.initializers if value.uses()]
     return ir.Graph(inputs, list(given), nodes=own, initializers=constants, name=op.unique_name(name))
+
+
+def extend_body(
+    op: Builder, body: ir.Graph, values: Sequence[ir.Value], roots: Sequence[ir.Value]
+) -> list[ir.Value]:
+    """Put what `op` recorded into `body`, as far as `values` and `roots` need it.
+
+    Args:
+        op: The builder that recorded nodes of the body.
+        body: The body of a forward node.
+        values: What it is to give out.
+        roots: What else is needed of the nodes.
+
+    Returns:
+        The values, those as results of an `Identity` that cannot be given out as they are.
+    """
+    live = live_nodes(op.nodes, [*values, *roots])
+    detach(set(op.nodes).difference(live))
+    for constant in op.initializers:
+        if constant.uses():
+            body.register_initializer(constant)
+    body.extend(live)
+    given: dict[ir.Value, None] = dict.fromkeys(body.outputs)
+    results = []
+    for value in values:
+        if value in given or value.graph is not body or value.producer() is None:
+            node = _handing_through(op, value)
+            body.append(node)
+            value = node.outputs[0]
+        given[value] = None
+        results.append(value)
+    return results
 
 
 def values_of(body: ir.Graph) -> list[ir.Value]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -12,6 +11,7 @@ from onnx_grad import known
 from onnx_grad.builder import Builder
 from onnx_grad.registry import Flow, structural_gradient
 from onnx_grad.rules.bodies import Keeper, body_graph, placeholder
+from onnx_grad.rules.handing_on import hand_on, in_form_of
 from onnx_grad.rules.keeping import BackwardBody
 from onnx_grad.wiring import Iteration, Scanned, certainly_runs, iteration
 
@@ -63,38 +63,6 @@ def scan(op: Builder, node: ir.Node, flow: Flow, cotangents: Sequence[ir.Value |
     return gradient.contributions(op, gradient.scan(op)) if gradient.matters else []
 
 
-@dataclass(frozen=True)
-class _Accumulated:
-    """A cotangent that the backward iterations hand on: of a state, or of a captured tensor.
-
-    ONNX Runtime wants to know the rank of what a `Scan` hands on. Where it is unknown, it goes as a vector.
-
-    Attributes:
-        primal: What it is the cotangent of, outside of the bodies.
-        initial: What it starts as.
-        before: The backward body's input.
-        value: The same in the shape of the primal.
-    """
-
-    primal: ir.Value
-    initial: ir.Value
-    before: ir.Value
-    value: ir.Value
-
-
-def _accumulated(
-    op: Builder, inner: Builder, primal: ir.Value, initial: ir.Value | None, like: ir.Value
-) -> _Accumulated:
-    """A cotangent that starts as `initial`, or as zeros, of the shape and type of `like` in the body."""
-    initial = op.zeros_like(primal) if initial is None else initial
-    if known.rank(like) is not None:
-        before = placeholder(op, like, f"{like.name}/cotangent")
-        return _Accumulated(primal, initial, before, before)
-    before = ir.Value(name=op.unique_name(f"{like.name}/cotangent"), shape=ir.Shape([None]), type=like.type)
-    flat = op.Reshape(initial, [-1])
-    return _Accumulated(primal, flat, before, inner.Reshape(before, op.Shape(primal), allowzero=1))
-
-
 class _Gradient:
     """The backward iteration of one `Loop` or `Scan` node."""
 
@@ -103,7 +71,7 @@ class _Gradient:
         arriving = dict(zip(node.outputs, cotangents, strict=True))
         inner = op.for_body(node, repeats=True)
         states = [s for s in self._form.states if any(map(flow.is_active, (s.before, s.after, s.result)))]
-        d_states = [_accumulated(op, inner, s.initial, arriving[s.result], s.after) for s in states]
+        d_states = [hand_on(op, inner, s.initial, arriving[s.result], s.after, "cotangent") for s in states]
         writes = [w for w in self._form.writes if arriving[w.whole] is not None and flow.is_active(w.slice)]
         d_writes = [placeholder(op, w.slice, f"{w.slice.name}/cotangent") for w in writes]
         seeds = [(s.after, d.value) for s, d in zip(states, d_states, strict=True) if flow.is_active(s.after)]
@@ -111,7 +79,7 @@ class _Gradient:
         pulled = flow.pull_back(inner, self._form.body, seeds)
 
         reached = [c for c in flow.captured if c in pulled]
-        sums = [_accumulated(op, inner, c, None, c) for c in reached]
+        sums = [hand_on(op, inner, c, None, c, "cotangent") for c in reached]
         handed_on = [
             pulled[s.before] if s.before in pulled and flow.is_active(s.before) else inner.zeros_like(d.value)
             for s, d in zip(states, d_states, strict=True)
@@ -120,9 +88,9 @@ class _Gradient:
         self._carried = [*d_states, *sums]
         self._reads = [r for r in self._form.reads if r.slice in pulled and flow.is_active(r.slice)]
         outputs = [
-            _in_form_of(inner, value, d.before) for value, d in zip(handed_on, self._carried, strict=True)
+            in_form_of(inner, value, d.before) for value, d in zip(handed_on, self._carried, strict=True)
         ]
-        outputs += [_in_form_of(inner, pulled[r.slice], r.slice) for r in self._reads]
+        outputs += [in_form_of(inner, pulled[r.slice], r.slice) for r in self._reads]
         backward = BackwardBody(inner, self._form.body, outputs)
 
         self._operands = [
@@ -168,10 +136,7 @@ class _Gradient:
         carried = zip(self._carried, results, strict=False)
         read = zip(self._reads, results[len(self._carried) :], strict=True)
         return [
-            *(
-                (d.primal, result if d.before is d.value else op.reshape_like(result, d.primal))
-                for d, result in carried
-            ),
+            *((d.primal, d.in_shape(op, result, d.primal)) for d, result in carried),
             *((r.whole, result) for r, result in read),
         ]
 
@@ -205,18 +170,6 @@ def _add(op: Builder, total: ir.Value, term: ir.Value) -> ir.Value:
         return op.Add(total, term)
     attributes = {name: attribute.value for name, attribute in product.attributes.items()}
     return op.Gemm(*product.inputs, total, **attributes)
-
-
-def _in_form_of(op: Builder, value: ir.Value, like: ir.Value) -> ir.Value:
-    """`value` with the rank of `like` declared, a vector where that is one for its unknown rank."""
-    dims, own = known.dimensions(like), known.dimensions(value)
-    if dims is None:
-        return value
-    if len(dims) == 1 and (own is None or len(own) != 1):
-        value = op.Reshape(value, [-1])
-    if own is None:
-        value.shape = ir.Shape([d if isinstance(d, int) else None for d in dims])
-    return value
 
 
 def _kept(keeper: Keeper, value: ir.Value) -> Scanned:

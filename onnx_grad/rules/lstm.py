@@ -59,6 +59,8 @@ class _Cell:
         self._at_output = dataclasses.replace(at_output, clip=None)
         peepholes = own.weight(_P)
         self._peepholes = None if peepholes is None else op.Split(peepholes, num_outputs=3, outputs=3)
+        for peephole in self._peepholes or ():
+            peephole.shape = ir.Shape([own.hidden])
         a_i, a_o, a_f, self._a_g = (gate.of(op, own.x, own.h) for gate in own.gates(4))
         self._g = at_candidate(op, self._a_g)
         self._c_before, self._c = map(own.rows, self._cell_states(a_i, a_f))

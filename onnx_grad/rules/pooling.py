@@ -103,7 +103,7 @@ def _at_first_maximum(op: Builder, node: ir.Node, dy: ir.Value, kernel: Sizes, c
 
     def enlarged(value: ir.Value) -> ir.Value:
         scales = np.array([1, 1, *kernel], dtype=np.float32)
-        return op.Resize(
+        large = op.Resize(
             value,
             None,
             scales,
@@ -111,6 +111,8 @@ def _at_first_maximum(op: Builder, node: ir.Node, dy: ir.Value, kernel: Sizes, c
             coordinate_transformation_mode="asymmetric",
             nearest_mode="floor",
         )
+        large.shape = x.shape
+        return large
 
     x, (y, *_) = known.operand(node, 0), node.outputs
     numbers = np.arange(math.prod(kernel), 0, -1).reshape(kernel)

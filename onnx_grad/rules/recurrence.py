@@ -87,11 +87,20 @@ class Direction:
         self._lengths = None if lengths is None else op.Cast(lengths, to=ir.DataType.INT64)
         self._running = self._find_running()
         self.w, self.r = (self._part(known.operand(node, position), 0) for position in (W, R))
+        self.r.shape = ir.Shape([None, self.hidden])
         self.x, self.y, self.h = map(self.rows, (self._inputs, self._states, self._states_before()))
+
+    @property
+    def hidden(self) -> known.Dimension:
+        """H."""
+        return self._dimensions()[-1]
 
     def rows(self, steps: ir.Value) -> ir.Value:
         """[T, N, …] as [T·N, …]."""
-        return self._op.Flatten(steps, axis=2)
+        rows = self._op.Flatten(steps, axis=2)
+        if steps.shape is not None:
+            rows.shape = ir.Shape([self._row_count(), *steps.shape.dims[2:]])
+        return rows
 
     def steps(self, rows: ir.Value) -> ir.Value:
         """[T·N, H] as [T, N, H]."""
@@ -211,12 +220,26 @@ class Direction:
         value.shape = ir.Shape(self._dimensions()[1:])
         return value
 
-    def _dimensions(self) -> list[known.Dimension | None]:
-        """T, N and H."""
+    def _row_count(self) -> known.Dimension:
+        """T·N."""
+        length, sequences, _ = self._dimensions()
+        if isinstance(length, int) and isinstance(sequences, int):
+            return length * sequences
+        return ir.SymbolicDim(f"{self._op.scope}/rows")
+
+    def _dimensions(self) -> list[known.Dimension]:
+        """T, N and H: symbols of their own where they are not known, since they are the same throughout."""
         inputs = known.dimensions(known.operand(self._node, X)) or (None, None)
         recurrent = known.dimensions(known.operand(self._node, R)) or (None,)
         length, sequences = inputs[1::-1] if _is_batch_first(self._node) else inputs[:2]
-        return [length, sequences, self._node.attributes.get_int("hidden_size", 0) or recurrent[-1]]
+        hidden = self._node.attributes.get_int("hidden_size", 0) or recurrent[-1]
+        found = zip((length, sequences, hidden), ("length", "sequences", "hidden"), strict=True)
+        return [
+            ir.SymbolicDim(f"{self._op.scope}/{name}")
+            if dim is None or (isinstance(dim, ir.SymbolicDim) and dim.value is None)
+            else dim
+            for dim, name in found
+        ]
 
 
 @dataclass(frozen=True)

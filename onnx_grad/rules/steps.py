@@ -56,7 +56,7 @@ def scan_steps(
     any_step = op.Greater(op.Size(any_stack), 0)
     handed: Values = op.node("If", any_step, outputs=len(results), shared=False, **branches)
     for value, result in zip(handed, results, strict=True):
-        value.type, value.shape = result.type, ir.Shape([None] * len(result.shape or ()))
+        value.type, value.shape = result.type, result.shape
     return handed
 
 
@@ -78,9 +78,10 @@ def _scan(
     with recording(inner):
         after, given = step(inner, before, slices)
     # ONNX Runtime wants to know the ranks.
-    for value in (*after, *given):
+    shapes = [*(_dimensions(state) for state in states), *(_row(states[0], width) for width in widths)]
+    for value, dims in zip((*after, *given), shapes, strict=True):
         if value.shape is None:
-            value.shape = ir.Shape([None, None])
+            value.shape = ir.Shape(dims)
     body = body_graph(inner, inner.nodes, [*before, *slices.values()], [*after, *given], f"{op.scope}/step")
     directions: dict[str, Any] = {
         "scan_input_directions": [1] * len(stacks),
@@ -96,9 +97,24 @@ def _scan(
         num_scan_inputs=len(stacks),
         **(directions if backward else {}),
     )
-    for index, value in enumerate(results):
-        value.type, value.shape = states[0].type, ir.Shape([None] * (2 if index < len(states) else 3))
+    length, *_ = known.dimensions(next(iter(stacks.values()))) or (None,)
+    for index, (value, dims) in enumerate(zip(results, shapes, strict=True)):
+        value.type = states[0].type
+        value.shape = ir.Shape(dims if index < len(states) else [length, *dims])
     return results
+
+
+def _dimensions(state: ir.Value) -> list[known.Dimension | None]:
+    """The sizes of a state, [N, H]."""
+    return list(known.dimensions(state) or (None, None))
+
+
+def _row(state: ir.Value, width: int) -> list[known.Dimension | None]:
+    """The sizes of a result that is `width` times as wide as a state."""
+    sequences, hidden = _dimensions(state)
+    if width == 1:
+        return [sequences, hidden]
+    return [sequences, width * hidden if isinstance(hidden, int) else None]
 
 
 def _nothing(op: Builder, states: Values, widths: Sequence[int]) -> Values:

@@ -24,6 +24,8 @@ from onnx_grad.transforms.tracing import (
     callers_level,
     deliver,
     garbage_collector_paused,
+    new_input,
+    requested,
     taken_names,
     trace,
 )
@@ -184,7 +186,7 @@ def _differentiate(
     op = Builder(graph.opset_imports.setdefault("", OLDEST_OPSET), taken_names(graph))
     seeds = {y: seed(op, graph, y) for y in selection.of}
     cotangents = pull_back(op, path, graph, seeds.items())
-    gradients = {x: _gradient(op, cotangents, x) for x in _requested(selection, path)}
+    gradients = {x: _gradient(op, cotangents, x) for x in requested(selection, path)}
     names = {x: op.unique_name(f"{x.name}_grad") for x in gradients}
     outputs = [tidy.Output(names[x], dx, like=x) for x, dx in gradients.items()]
     tidy.insert(graph, op, outputs)
@@ -192,18 +194,6 @@ def _differentiate(
         "gradients": {str(x.name): name for x, name in names.items()},
         "cotangents": {str(y.name): str(dy.name) for y, dy in seeds.items() if dy.is_graph_input()},
     }
-
-
-def _requested(selection: Selection, path: Path) -> list[ir.Value]:
-    """The values in `wrt`; of a model's parameters, those that matter for `of`."""
-    if not selection.optional:
-        return selection.wrt
-    parameters = [x for x in selection.wrt if path.reaches(x)]
-    if not parameters:
-        raise NotDifferentiableError(
-            "wrt: no parameter of the model has a differentiable path to of; name other tensors"
-        )
-    return parameters
 
 
 def _gradient(op: Builder, cotangents: Cotangents, x: ir.Value) -> ir.Value:
@@ -222,15 +212,7 @@ def _gradient(op: Builder, cotangents: Cotangents, x: ir.Value) -> ir.Value:
 
 def _cotangent_input(op: Builder, graph: ir.Graph, y: ir.Value) -> ir.Value:
     """A new graph input `<y>_grad` of the shape and dtype of `y`."""
-    if y.dtype is None:
-        raise NotDifferentiableError(
-            f"of: the type of '{y.name}' is unknown, so it cannot have a cotangent input; "
-            "declare the type in the model's value_info"
-        )
-    name = op.unique_name(f"{y.name}_grad")
-    dy = ir.Value(name=name, shape=y.shape, type=ir.TensorType(y.dtype))
-    graph.inputs.append(dy)
-    return dy
+    return new_input(op, graph, y, "grad")
 
 
 def _one(op: Builder, graph: ir.Graph, y: ir.Value) -> ir.Value:

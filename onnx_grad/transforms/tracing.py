@@ -14,7 +14,8 @@ import onnx_ir as ir
 import onnx_grad.rules  # noqa: F401  (fills the table)
 from onnx_grad import tidy
 from onnx_grad.batch_statistics import separate
-from onnx_grad.errors import UnknownNameError, UnsupportedOpError
+from onnx_grad.builder import Builder
+from onnx_grad.errors import NotDifferentiableError, UnknownNameError, UnsupportedOpError
 from onnx_grad.path import Path
 from onnx_grad.prepare import Forward, Model
 from onnx_grad.prepare.sequences import handles_sequences
@@ -106,6 +107,34 @@ def expand_path(
             return forward, selection, path, expanded
         expanded.update(node.op_type for node in nodes)
         forward = forward.expanded({str(node.name) for node in nodes})
+
+
+def requested(selection: Selection, path: Path) -> list[ir.Value]:
+    """The values in `wrt`; of a model's parameters, those that matter for `of`."""
+    if not selection.optional:
+        return selection.wrt
+    parameters = [x for x in selection.wrt if path.reaches(x)]
+    if not parameters:
+        raise NotDifferentiableError(
+            "wrt: no parameter of the model has a differentiable path to of; name other tensors"
+        )
+    return parameters
+
+
+def new_input(op: Builder, graph: ir.Graph, like: ir.Value, suffix: str) -> ir.Value:
+    """A new input `<like>_<suffix>` of `graph`, of the shape and dtype of `like`."""
+    if like.dtype is None:
+        raise NotDifferentiableError(
+            f"the type of '{like.name}' is unknown, so that there can be no input for its {_ROLES[suffix]}; "
+            "declare the type in the model's value_info"
+        )
+    name = op.unique_name(f"{like.name}_{suffix}")
+    value = ir.Value(name=name, shape=like.shape, type=ir.TensorType(like.dtype))
+    graph.inputs.append(value)
+    return value
+
+
+_ROLES = {"grad": "cotangent", "tangent": "tangent"}
 
 
 def callers_level() -> int:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from onnx_grad.liveness import detach
+from onnx_grad.liveness import detach, drop
 from onnx_grad.path import OBSTACLE
 from onnx_grad.prepare.sequences.forms import Form
 from onnx_grad.prepare.sequences.optionals import Option
@@ -229,13 +229,6 @@ def holds_tensors(value: ir.Value | None) -> bool:
 def kind_of(value: ir.Value) -> str:
     """What a value that is no tensor is called."""
     return "sequence" if isinstance(value.type, ir.SequenceType) else "optional"
-
-
-def drop(node: ir.Node) -> None:
-    """Take `node` out of its graph; its bodies may live on in another."""
-    for index in range(len(node.inputs)):
-        node.replace_input_with(index, None)
-    graph_of(node).remove(node)
 
 
 def _take_place(old: ir.Value, new: ir.Value) -> None:
