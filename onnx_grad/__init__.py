@@ -20,7 +20,7 @@ from onnx_grad.inspection import InspectionReport, inspect
 from onnx_grad.layers import training_mode
 from onnx_grad.registry import define_function, gradient
 from onnx_grad.runtime import GradientFunction
-from onnx_grad.transforms import grad, vjp
+from onnx_grad.transforms import grad, vjp, vmap
 
 __version__ = version("onnx-grad")
 
@@ -46,4 +46,5 @@ __all__ = [
     "inspect",
     "training_mode",
     "vjp",
+    "vmap",
 ]
