@@ -165,23 +165,6 @@ def split(op: Builder, value: ir.Value, lengths: Sequence[Part], axis: int = 0) 
     return reshape(op, value, [*extents(value, 0, axis), *lengths, *extents(value, axis + 1)])
 
 
-def folded_into(op: Builder, value: ir.Value, axis: int) -> ir.Value:
-    """A batch with its first axis folded into `axis` of each example."""
-    return merged(op, from_front(op, value, axis), axis)
-
-
-def unfolded_from(op: Builder, value: ir.Value, axis: int, lengths: Sequence[Part]) -> ir.Value:
-    """The batch that was folded into `axis`.
-
-    Args:
-        op: Builds the graph.
-        value: It has both in one axis.
-        axis: The axis.
-        lengths: The lengths of the two.
-    """
-    return to_front(op, split(op, value, lengths, axis), axis)
-
-
 def flat(op: Builder, value: ir.Value) -> ir.Value:
     """A batch of the elements of each example as a vector."""
     result = op.Flatten(value, axis=1)

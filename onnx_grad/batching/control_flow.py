@@ -73,6 +73,10 @@ def _scan(walk: Walk, node: ir.Node) -> None:
     form = iteration(node)
     states = [_state(walk, s.initial, s.before in walk.marked) for s in form.states]
     graph = _batched_body(walk, node, form.body, form.body.inputs, _given(walk, form))
+    # ONNX Runtime wants to know the ranks of the states.
+    for before, after in zip(graph.inputs[: len(states)], graph.outputs, strict=False):
+        if after.shape is None and before.shape is not None:
+            after.shape = ir.Shape([None] * len(before.shape))
     results = _run(
         walk,
         node,
@@ -93,14 +97,7 @@ def _state(walk: Walk, initial: ir.Value, batched: bool) -> ir.Value:
 
 
 def _given(walk: Walk, form: Iteration) -> list[tuple[ir.Value, bool]]:
-    """What an iteration gives out, with whether it is to be a batch.
-
-    ONNX Runtime wants to know the ranks of the states of a `Scan`.
-    """
-    for s in form.states:
-        rank = known.rank(s.before)
-        if s.after.shape is None and rank is not None:
-            s.after.shape = ir.Shape([None] * rank)
+    """What an iteration gives out, with whether it is to be a batch."""
     states = [(s.after, s.before in walk.marked) for s in form.states]
     return [*states, *((w.slice, w.slice in walk.marked) for w in form.writes)]
 

@@ -5,34 +5,46 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnx_grad import known
-from onnx_grad.batching.axes import folded_into, merged
+from onnx_grad.batching.axes import merged
 from onnx_grad.batching.emission import again
 from onnx_grad.batching.extents import extents, product
+from onnx_grad.batching.folds import folded_into
 from onnx_grad.batching.operands import Operands
 from onnx_grad.batching.registry import Result, batching
+from onnx_grad.batching.rules.columns import by_columns
 from onnx_grad.batching.rules.folding import by_channel, folded, unfolded
 from onnx_grad.builder import Builder
 
 
 @batching("Conv", "ConvTranspose")
 def convolution(op: Builder, node: ir.Node, x: Operands) -> Result:
-    """Y = X ∗ W + b: all images with the same filters, or with filters of their own as groups of channels.
+    """Y = X ∗ W + b: all images with the same filters, or with filters of their own.
 
-    Where both images and filters differ between the examples, the number of groups, which is the number of
-    examples times that of one, has to be known.
+    Where both images and filters differ between the examples, these are groups of channels; the number of
+    groups has to be known, so that without a fixed number of examples it is a product with the columns of the
+    images. A transposed convolution then runs in a `Scan`.
     """
     if x.only(0):
         return folded(op, node, x, [0])
     rank = known.rank(known.operand(node, 0))
-    if rank is None or not (isinstance(x.batch.size, int) or x.only(0, 2) or _shares_images(node, x)):
-        return None
+    result = None if rank is None else _without_bias(op, node, x)
+    if result is None or rank is None or x.get(2) is None:
+        return result
+    return result + by_channel(op, x, 2, rank)
+
+
+def _without_bias(op: Builder, node: ir.Node, x: Operands) -> ir.Value | None:
     if not x.is_batched(1):
-        result = folded(op, node, x, [0])[0] if x.is_batched(0) else again(op, node, x[0], x[1])[0]
-    elif _shares_images(node, x):
-        result = _filters_as_channels(op, node, x)
-    else:
-        result = _examples_as_groups(op, node, x)
-    return result if x.get(2) is None else result + by_channel(op, x, 2, rank)
+        if not x.is_batched(0):
+            return again(op, node, x[0], x[1])[0]
+        lengths = [*extents(x[0], 0, 1), *extents(x[0], 1, 2)]
+        (result,) = again(op, node, folded_into(op, x[0], 0), x[1])
+        return unfolded(op, node.outputs[0], result, 0, lengths)
+    if _shares_images(node, x):
+        return _filters_as_channels(op, node, x)
+    if isinstance(x.batch.size, int):
+        return _examples_as_groups(op, node, x)
+    return by_columns(op, node, x) if node.op_type == "Conv" else None
 
 
 def _shares_images(node: ir.Node, x: Operands) -> bool:

@@ -8,9 +8,10 @@ from typing import Any
 import onnx_ir as ir
 
 from onnx_grad import known
-from onnx_grad.batching.axes import folded_into, merged, unfolded_from
+from onnx_grad.batching.axes import merged
 from onnx_grad.batching.emission import again
 from onnx_grad.batching.extents import Part, extents, reshape
+from onnx_grad.batching.folds import folded_into, unfolded_from
 from onnx_grad.batching.operands import Operands
 from onnx_grad.batching.registry import Result, batching
 from onnx_grad.builder import Builder, Operand

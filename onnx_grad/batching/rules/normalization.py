@@ -5,9 +5,10 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnx_grad import known
-from onnx_grad.batching.axes import aligned_to, folded_into, merged, rank_of, shifted
+from onnx_grad.batching.axes import aligned_to, merged, rank_of, shifted
 from onnx_grad.batching.emission import again
 from onnx_grad.batching.extents import concatenated, extents
+from onnx_grad.batching.folds import folded_into
 from onnx_grad.batching.operands import Operands
 from onnx_grad.batching.registry import Result, batching
 from onnx_grad.batching.rules.folding import by_channel, folded, unfolded

@@ -7,9 +7,10 @@ import onnx_ir as ir
 from onnx_grad import known
 from onnx_grad.batching.axes import aligned, aligned_to, rank_of
 from onnx_grad.batching.emission import again
+from onnx_grad.batching.folds import common_fold, folded_into
 from onnx_grad.batching.operands import Operands
 from onnx_grad.batching.registry import Result, batching
-from onnx_grad.batching.rules.folding import folded
+from onnx_grad.batching.rules.folding import folded, unfolded
 from onnx_grad.builder import Builder
 
 _UNARY = (
@@ -26,13 +27,29 @@ _BROADCASTING = (
 @batching(*_UNARY.split())
 def unary(op: Builder, node: ir.Node, x: Operands) -> Result:
     """y = f(x): the same for every element of the batch."""
-    return again(op, node, x[0])
+    return _on_fold(op, node, x) or again(op, node, x[0])
 
 
 @batching(*_BROADCASTING.split())
 def broadcasting(op: Builder, node: ir.Node, x: Operands) -> Result:
     """y = f(a, b, …): operands of fewer axes get axes of length 1 behind the batch axis."""
-    return again(op, node, *aligned(op, node, x))
+    return _on_fold(op, node, x) or again(op, node, *aligned(op, node, x))
+
+
+def _on_fold(op: Builder, node: ir.Node, x: Operands) -> Result:
+    """The result where all operands were unfolded from the same form, or are a single number."""
+    batched = [index for index in range(len(x)) if x.is_batched(index)]
+    if any(x.rank(index) != 0 for index in range(len(x)) if index not in batched):
+        return None
+    batches = [x[index] for index in batched]
+    fold = common_fold(batches, [known.operand(node, index) for index in batched])
+    if fold is None:
+        return None
+    operands = [
+        folded_into(op, x[index], fold.axis) if index in batched else x[index] for index in range(len(x))
+    ]
+    (result,) = again(op, node, *operands)
+    return unfolded(op, node.outputs[0], result, fold.axis, fold.lengths)
 
 
 @batching("SwiGLU")
