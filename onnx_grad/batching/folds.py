@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnx_grad import known
 from onnx_grad.batching.axes import from_front, merged, split, to_front
-from onnx_grad.batching.extents import Part
+from onnx_grad.batching.extents import Part, extents
 from onnx_grad.builder import Builder
 
 # Where the `meta` of a batch says what it was unfolded from.
@@ -39,6 +39,14 @@ def fold_of(batch: ir.Value) -> Fold | None:
     """What `batch` was unfolded from; `None` where it was not."""
     found = batch.meta.get(_KEY)
     return found if isinstance(found, Fold) else None
+
+
+def lengths_of(batch: ir.Value, axis: int) -> list[Part]:
+    """The lengths of the batch axis and of `axis` of each example, read where they were first."""
+    fold = fold_of(batch)
+    if fold is not None and fold.axis == axis:
+        return list(fold.lengths)
+    return [*extents(batch, 0, 1), *extents(batch, axis + 1, axis + 2)]
 
 
 def folded_into(op: Builder, batch: ir.Value, axis: int) -> ir.Value:

@@ -8,7 +8,7 @@ from onnx_grad import known
 from onnx_grad.batching.axes import merged
 from onnx_grad.batching.emission import again
 from onnx_grad.batching.extents import extents, product
-from onnx_grad.batching.folds import folded_into
+from onnx_grad.batching.folds import folded_into, lengths_of
 from onnx_grad.batching.operands import Operands
 from onnx_grad.batching.registry import Result, batching
 from onnx_grad.batching.rules.columns import by_columns
@@ -37,7 +37,7 @@ def _without_bias(op: Builder, node: ir.Node, x: Operands) -> ir.Value | None:
     if not x.is_batched(1):
         if not x.is_batched(0):
             return again(op, node, x[0], x[1])[0]
-        lengths = [*extents(x[0], 0, 1), *extents(x[0], 1, 2)]
+        lengths = lengths_of(x[0], 0)
         (result,) = again(op, node, folded_into(op, x[0], 0), x[1])
         return unfolded(op, node.outputs[0], result, 0, lengths)
     if _shares_images(node, x):

@@ -11,7 +11,7 @@ from onnx_grad import known
 from onnx_grad.batching.axes import merged
 from onnx_grad.batching.emission import again
 from onnx_grad.batching.extents import Part, extents, reshape
-from onnx_grad.batching.folds import folded_into, unfolded_from
+from onnx_grad.batching.folds import folded_into, lengths_of, unfolded_from
 from onnx_grad.batching.operands import Operands
 from onnx_grad.batching.registry import Result, batching
 from onnx_grad.builder import Builder, Operand
@@ -128,8 +128,7 @@ def folded(
     """
     axes = operands if isinstance(operands, Mapping) else dict.fromkeys(operands, 0)
     first = next(i for i in axes if x.is_batched(i))
-    own = axes[first] + 1
-    lengths = [*extents(x[first], 0, 1), *extents(x[first], own, own + 1)]
+    lengths = lengths_of(x[first], axes[first])
     given: list[Operand] = [
         folded_into(op, x.repeated(i), axes[i]) if i in axes and value is not None else value
         for i, value in enumerate(x.all())

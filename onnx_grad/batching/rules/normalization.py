@@ -8,7 +8,7 @@ from onnx_grad import known
 from onnx_grad.batching.axes import aligned_to, merged, rank_of, shifted
 from onnx_grad.batching.emission import again
 from onnx_grad.batching.extents import concatenated, extents
-from onnx_grad.batching.folds import folded_into
+from onnx_grad.batching.folds import folded_into, lengths_of
 from onnx_grad.batching.operands import Operands
 from onnx_grad.batching.registry import Result, batching
 from onnx_grad.batching.rules.folding import by_channel, folded, unfolded
@@ -38,7 +38,7 @@ def instance_normalization(op: Builder, node: ir.Node, x: Operands) -> Result:
 def _by_channels(op: Builder, node: ir.Node, x: Operands) -> list[ir.Value]:
     """With the batch folded into the channels, and so into what there is one of for each channel."""
     images = x.repeated(0)
-    lengths = [*extents(images, 0, 1), *extents(images, 2, 3)]
+    lengths = lengths_of(images, 1)
     by_channel = [merged(op, x.repeated(index)) for index in range(1, len(x))]
     first, *rest = again(op, node, folded_into(op, images, 1), *by_channel)
     result = unfolded(op, node.outputs[0], first, 1, lengths)
@@ -55,9 +55,8 @@ def group_normalization(op: Builder, node: ir.Node, x: Operands) -> Result:
         return None  # Before opset 21, there is one scale for each group.
     plain = [op.Expand(op.scalar_like(n, x[1]), concatenated(op, extents(x[1], -1))) for n in (1.0, 0.0)]
     if x.is_batched(0):
-        operands = [merged(op, x[0]), *plain]
-        lengths = [*extents(x[0], 0, 1), *extents(x[0], 1, 2)]
-        result = unfolded(op, node.outputs[0], again(op, node, *operands)[0], 0, lengths)
+        (normal,) = again(op, node, folded_into(op, x[0], 0), *plain)
+        result = unfolded(op, node.outputs[0], normal, 0, lengths_of(x[0], 0))
     else:
         (result,) = again(op, node, x[0], *plain)
     return result * by_channel(op, x, 1, rank) + by_channel(op, x, 2, rank)

@@ -8,6 +8,7 @@ from onnx_grad import known
 from onnx_grad.batching.axes import merged
 from onnx_grad.batching.emission import again
 from onnx_grad.batching.extents import extents, reshape
+from onnx_grad.batching.folds import folded_into, lengths_of
 from onnx_grad.batching.operands import Operands
 from onnx_grad.batching.registry import Result, batching
 from onnx_grad.batching.rules.folding import folded, unfolded
@@ -45,11 +46,10 @@ def _with_images(op: Builder, node: ir.Node, x: Operands) -> Result:
     sizes = x.get(3)
     if sizes is None:
         return folded(op, node, x, [0])
-    lengths = [*extents(x[0], 0, 1), *extents(x[0], 1, 2)]
     number = op.Mul(op.Slice(sizes, [0], [1]), x.batch.length(op))
     target = op.Concat(number, op.Slice(sizes, [1], [9]), axis=0)
-    (result,) = again(op, node, merged(op, x[0]), x.get(1), None, target)
-    return unfolded(op, node.outputs[0], result, 0, lengths)
+    (result,) = again(op, node, folded_into(op, x[0], 0), x.get(1), None, target)
+    return unfolded(op, node.outputs[0], result, 0, lengths_of(x[0], 0))
 
 
 def _keeps_number(node: ir.Node, x: Operands) -> bool:
@@ -66,10 +66,10 @@ def roi_align(op: Builder, node: ir.Node, x: Operands) -> Result:
     """Regions, with the number of the image that each is of, among those of all examples."""
     images, regions, numbers = x.repeated(0), x.repeated(1), x.repeated(2)
     offsets = _first_images(op, x, images)
-    lengths = [*extents(regions, 0, 1), *extents(regions, 1, 2)]
     numbers = numbers + op.CastLike(op.Unsqueeze(offsets, [1]), numbers)
-    (result,) = again(op, node, merged(op, images), merged(op, regions), op.Reshape(numbers, [-1]))
-    return unfolded(op, node.outputs[0], result, 0, lengths)
+    operands = (folded_into(op, images, 0), merged(op, regions), op.Reshape(numbers, [-1]))
+    (result,) = again(op, node, *operands)
+    return unfolded(op, node.outputs[0], result, 0, lengths_of(regions, 0))
 
 
 @batching("MaxRoiPool")
@@ -79,10 +79,9 @@ def max_roi_pool(op: Builder, node: ir.Node, x: Operands) -> Result:
     offsets = op.CastLike(op.Unsqueeze(_first_images(op, x, images), [1, 2]), regions)
     column = op.Slice(regions, [0], [1], [2]) + offsets
     rest = op.Slice(regions, [1], [5], [2])
-    lengths = [*extents(regions, 0, 1), *extents(regions, 1, 2)]
     numbered = op.Reshape(op.Concat(column, rest, axis=2), [-1, 5])
-    (result,) = again(op, node, merged(op, images), numbered)
-    return unfolded(op, node.outputs[0], result, 0, lengths)
+    (result,) = again(op, node, folded_into(op, images, 0), numbered)
+    return unfolded(op, node.outputs[0], result, 0, lengths_of(regions, 0))
 
 
 def _first_images(op: Builder, x: Operands, images: ir.Value) -> ir.Value:
