@@ -42,7 +42,8 @@ def example_by_example(
     written = [inner.Reshape(y, [-1]) if y in shapeless else y for y in given]
     written += [inner.Shape(y) for y in shapeless]
     for y in written:
-        y.shape = y.shape or ir.Shape([None])
+        if y.shape is None:
+            y.shape = ir.Shape([None])
     body = body_graph(inner, inner.nodes, list(slices.values()), written, f"{node.name}/example")
     stacks: tuple[ir.Value, ...] = op.node(
         "Scan",

@@ -289,12 +289,14 @@ def _output(op: Builder, request: _Request, batched: Batched, axis: Batch, y: ir
     """A graph output with the batch axis where it is asked for."""
     name = str(y.name)
     where = request.out_axes.get(name, 0) if isinstance(request.out_axes, Mapping) else request.out_axes
+    if y not in batched and y.producer() is not None:
+        y.name = op.unique_name(f"{name}/example")
     if where is None:
         if y in batched:
             raise InputError(
                 f"out_axes: '{name}' depends on what is mapped, so that it has the new axis; say where"
             )
-        return tidy.Output(name, y, like=ir.Value(shape=y.shape, type=y.type))
+        return tidy.Output(name, y, like=ir.Value(name=name, shape=y.shape, type=y.type))
     dims = known.dimensions(y)
     if dims is not None and not -len(dims) - 1 <= where <= len(dims):
         raise InputError(
@@ -302,8 +304,6 @@ def _output(op: Builder, request: _Request, batched: Batched, axis: Batch, y: ir
         )
     with op.serving(name):
         value = batched[y] if y in batched else axis.repeated(op, y)
-        if y not in batched and not (y.is_graph_input() or y.is_initializer()):
-            y.name = op.unique_name(f"{name}/example")
         axis.annotate(value, y)
         moved = from_front(op, value, where)
     shape = None
