@@ -7,6 +7,7 @@ batching rule, in `onnx_grad.batching.rules`; an operator without one runs examp
 import onnx_grad.batching.rules  # noqa: F401  (fills the table)
 from onnx_grad.batching.operands import Batch
 from onnx_grad.batching.registry import batching
+from onnx_grad.batching.sequential import SEQUENTIAL
 from onnx_grad.batching.walk import Batched, batch
 
-__all__ = ["Batch", "Batched", "batch", "batching"]
+__all__ = ["SEQUENTIAL", "Batch", "Batched", "batch", "batching"]

@@ -9,9 +9,12 @@ import onnx_ir as ir
 from onnx_grad import known
 from onnx_grad.batching.emission import copied
 from onnx_grad.batching.operands import Batch
-from onnx_grad.builder import Builder
+from onnx_grad.builder import METADATA_PREFIX, Builder
 from onnx_grad.liveness import read_values
 from onnx_grad.rules.bodies import body_graph, placeholder
+
+# Where the metadata of a `Scan` over the examples says which operator it runs.
+SEQUENTIAL = METADATA_PREFIX + "example_by_example"
 
 
 def example_by_example(
@@ -53,6 +56,9 @@ def example_by_example(
         body=body,
         num_scan_inputs=len(sliced),
     )
+    scan = stacks[0].producer()
+    if scan is not None:
+        scan.metadata_props[SEQUENTIAL] = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
     shapes = dict(zip(shapeless, stacks[len(given) :], strict=True))
     found = {
         y: _reshaped(op, batch, stack, shapes[y]) if y in shapes else stack

@@ -8,6 +8,10 @@ import numpy as np
 import onnx
 
 import onnx_grad
+from onnx_grad import registry
+from onnx_grad.batching import SEQUENTIAL
+from onnx_grad.builder import METADATA_PREFIX
+from onnx_grad.registry import State
 from tests.oracle import evaluator
 
 Array = np.ndarray
@@ -48,6 +52,8 @@ def check(
 ) -> onnx.ModelProto:
     """Assert that the batched model gives what the model gives for each example; returns it.
 
+    All that it was built of can be differentiated.
+
     Args:
         model: A model of one example.
         inputs: Its inputs, those in `in_axes` for several examples.
@@ -58,6 +64,7 @@ def check(
         **options: Of `vmap`.
     """
     batched = onnx_grad.vmap(model, in_axes, out_axes, **options)
+    assert not _without_gradient(batched, {node.op_type for node in model.graph.node})
     expected = one_by_one(model, inputs, in_axes)
     actual = evaluator(batched)(inputs)
     assert list(actual) == list(expected)
@@ -72,16 +79,18 @@ def check(
     return batched
 
 
+def _without_gradient(batched: onnx.ModelProto, own: set[str]) -> list[str]:
+    """The operators that batching added, save those that were there, whose gradient is not known."""
+    key = METADATA_PREFIX + "batched_node"
+    emitted = {n.op_type for n in batched.graph.node if any(e.key == key for e in n.metadata_props)}
+    states = {operator: registry.lookup("", operator).state for operator in emitted - own}
+    return [operator for operator, state in states.items() if state not in (State.RULE, State.ZERO)]
+
+
 def scans(model: onnx.ModelProto) -> list[str]:
     """The operators that run in a `Scan` over the examples."""
-    return [
-        inner.op_type
-        for node in model.graph.node
-        if node.op_type == "Scan"
-        for attribute in node.attribute
-        if attribute.name == "body" and attribute.g.name.endswith("/example")
-        for inner in attribute.g.node
-    ]
+    notes = (entry for node in model.graph.node for entry in node.metadata_props)
+    return [entry.value for entry in notes if entry.key == SEQUENTIAL]
 
 
 def mapped_together(inputs: Arrays, names: Sequence[str]) -> dict[str, Array]:
