@@ -20,7 +20,7 @@ from onnx_grad.inspection import InspectionReport, inspect
 from onnx_grad.layers import training_mode
 from onnx_grad.registry import define_function, gradient
 from onnx_grad.runtime import GradientFunction
-from onnx_grad.transforms import grad, jvp, vjp
+from onnx_grad.transforms import grad, jvp, vjp, vmap
 
 __version__ = version("onnx-grad")
 
@@ -47,4 +47,5 @@ __all__ = [
     "jvp",
     "training_mode",
     "vjp",
+    "vmap",
 ]

@@ -158,6 +158,15 @@ class Builder:
         """Name and annotate what is built inside after a forward `tensor`: a seed, zeros, an output."""
         return self._annotating(tensor, {"tensor": tensor})
 
+    def batching(self, node: ir.Node, name: str) -> contextlib.AbstractContextManager[None]:
+        """Name and annotate what is built inside after `node`, called `name`, whose counterpart it is."""
+        own = {
+            key.removeprefix(METADATA_PREFIX): note
+            for key, note in node.metadata_props.items()
+            if key.startswith(METADATA_PREFIX)
+        }
+        return self._annotating(name, {**own, "batched_node": name})
+
     @contextlib.contextmanager
     def _annotating(self, scope: str, notes: dict[str, str]) -> Iterator[None]:
         before = self.scope, self._metadata, self._unlabelled

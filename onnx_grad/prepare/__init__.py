@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -13,6 +13,7 @@ from onnx_grad.prepare.infer import infer
 from onnx_grad.prepare.lift import is_old, lift
 from onnx_grad.prepare.load import Model, load
 from onnx_grad.prepare.sequences import express_over_tensors
+from onnx_grad.prepare.slices import sliced_initializers
 from onnx_grad.prepare.state_shapes import forget_wrong_state_shapes
 from onnx_grad.prepare.transposed_sizes import settle_transposed_sizes
 from onnx_grad.prepare.validate import name_nodes, validate
@@ -49,6 +50,21 @@ class Forward:
         light = lighten_ir(self.model)
         light.base_dir = self.light.base_dir
         return _forward(light)
+
+    def for_slices(self, axes: Mapping[str, int]) -> tuple[Forward, dict[str, ir.TensorProtocol]]:
+        """The same for one slice of some initializers, which become inputs of the shape of a slice.
+
+        Args:
+            axes: The axis that each is sliced along, by name.
+
+        Returns:
+            The model, and the initializers.
+        """
+        if not axes:
+            return self, {}
+        tensors = {name: self.light.tensors.pop(name) for name in axes}
+        self.light.proto = sliced_initializers(self.light.proto, tensors, axes)
+        return _forward(self.light), tensors
 
     def without_functions(self) -> Forward:
         """The same with the calls of all functions of the model replaced by their bodies."""

@@ -2,5 +2,6 @@
 
 from onnx_grad.transforms.forward import jvp
 from onnx_grad.transforms.reverse import grad, vjp
+from onnx_grad.transforms.vmap import vmap
 
-__all__ = ["grad", "jvp", "vjp"]
+__all__ = ["grad", "jvp", "vjp", "vmap"]

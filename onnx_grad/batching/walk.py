@@ -1,0 +1,191 @@
+"""The walk that batches: one node after the other, each by its rule, or in a `Scan` over the examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import onnx_ir as ir
+
+from onnx_grad import known
+from onnx_grad.batching.control_flow import batch_bodies
+from onnx_grad.batching.dependence import check_batchable, dependents, is_sequential
+from onnx_grad.batching.emission import copied
+from onnx_grad.batching.operands import Batch, Operands
+from onnx_grad.batching.registry import Entry, Result, lookup
+from onnx_grad.batching.sequential import example_by_example
+from onnx_grad.builder import Builder, recording
+from onnx_grad.errors import RuleError
+from onnx_grad.wiring import wiring
+
+
+class Batched(Mapping[ir.Value, ir.Value]):
+    """The batched counterpart of every value that depends on a batched one.
+
+    A value that depends on the shape of a batched one only is the same for all examples; it is repeated when
+    it is asked for.
+
+    Attributes:
+        batch: The batch axis.
+        counterparts: Every value that was computed again, those of bodies included, with its counterpart.
+    """
+
+    def __init__(self, op: Builder, batch: Batch, batched: Mapping[ir.Value, ir.Value]) -> None:
+        self.batch = batch
+        self.counterparts: list[tuple[ir.Value, ir.Value]] = []
+        self._op = op
+        self._batched = dict(batched)
+        self._shared: dict[ir.Value, ir.Value] = {}
+
+    def __getitem__(self, value: ir.Value) -> ir.Value:
+        if value not in self._batched and value in self._shared:
+            return self.batch.repeated(self._op, self._shared[value])
+        return self._batched[value]
+
+    def __iter__(self) -> Iterator[ir.Value]:
+        yield from self._batched
+        yield from (value for value in self._shared if value not in self._batched)
+
+    def __len__(self) -> int:
+        return len(self._batched.keys() | self._shared.keys())
+
+
+def batch(
+    op: Builder,
+    nodes: Sequence[ir.Node],
+    batched: Mapping[ir.Value, ir.Value],
+    size: int | ir.Value,
+) -> Batched:
+    """Build the batched counterpart of every node that depends on a batched value.
+
+    Args:
+        op: Builds the graph; `nodes` are left as they are.
+        nodes: The nodes for one example in topological order, of a graph or recorded.
+        batched: Values that they read with their batched counterparts, of shape [B, *shape of one].
+        size: B, or a 1-D int64 value of one element that says so at run time.
+
+    Returns:
+        The batched counterpart of every value that depends on a batched one. What depends on none is computed
+        once, by the nodes that there are, and not in it.
+
+    Raises:
+        UnsupportedOpError: Nodes cannot be batched; all of them are named, before anything is built.
+    """
+    marked = dependents(nodes, batched)
+    check_batchable(nodes, marked)
+    result = Batched(op, Batch(size, _dimension(size, batched.values())), batched)
+    Walk(op, result, marked).run(nodes)
+    return result
+
+
+def _dimension(size: int | ir.Value, batched: Iterable[ir.Value]) -> known.Dimension:
+    if isinstance(size, int):
+        return size
+    first = (dims[0] for value in batched if (dims := known.dimensions(value)))
+    return next(first, ir.SymbolicDim(None))
+
+
+class Walk:
+    """Batches the nodes of one graph, main or body.
+
+    Args:
+        op: Builds the batched graph.
+        result: Where the counterparts are noted.
+        marked: The values that differ between the examples.
+    """
+
+    def __init__(self, op: Builder, result: Batched, marked: set[ir.Value]) -> None:
+        self.op = op
+        self.batch = result.batch
+        self.marked = marked
+        self._result = result
+
+    def run(self, nodes: Iterable[ir.Node], every: bool = False) -> None:
+        """Batch `nodes`.
+
+        Args:
+            nodes: They are in topological order.
+            every: Whether those that do not depend on what is batched are built again as well, for a body.
+        """
+        with recording(self.op):
+            for node in nodes:
+                if every or any(self._is_known(value) for value in _read(node)):
+                    with self.op.batching(node, node.name or node.op_type):
+                        self._build(node)
+
+    def inside(self, op: Builder) -> Walk:
+        """The same for a body that `op` builds."""
+        return Walk(op, self._result, self.marked)
+
+    def value(self, value: ir.Value) -> ir.Value:
+        """The counterpart of a value, batched or shared."""
+        return self._result._batched.get(value) or self.shared(value)
+
+    def shared(self, value: ir.Value) -> ir.Value:
+        """What is read in place of a value that is the same for all examples."""
+        return self._result._shared.get(value, value)
+
+    def repeated(self, value: ir.Value) -> ir.Value:
+        """The counterpart of a value as a batch in any case."""
+        found = self._result._batched.get(value)
+        return self.batch.repeated(self.op, self.shared(value)) if found is None else found
+
+    def is_batched(self, value: ir.Value) -> bool:
+        """Whether the counterpart of a value is a batch."""
+        return value in self._result._batched
+
+    def note(self, value: ir.Value, counterpart: ir.Value, batched: bool) -> None:
+        """Note the counterpart of a value."""
+        if batched:
+            self.batch.annotate(counterpart, value)
+            self._result._batched[value] = counterpart
+        else:
+            if counterpart.shape is None:
+                counterpart.shape = value.shape
+            if counterpart.type is None:
+                counterpart.type = value.type
+            self._result._shared[value] = counterpart
+        self._result.counterparts.append((value, counterpart))
+
+    def _is_known(self, value: ir.Value) -> bool:
+        return value in self._result._batched or value in self._result._shared
+
+    def _build(self, node: ir.Node) -> None:
+        entry = lookup(node)
+        read = [value for i, value in enumerate(node.inputs) if value is not None]
+        batched = any(map(self.is_batched, (*read, *known.captured_values(node))))
+        if not batched:
+            self._note_all(node, copied(self.op, node, self.shared).outputs, batched=False)
+            return
+        if wiring(node) is not None and not is_sequential(node, self.marked):
+            batch_bodies(self, node)
+            return
+        results = self._apply(entry, node)
+        differs = any(y in self.marked for y in node.outputs)
+        if results is None:
+            results = example_by_example(self.op, node, self.batch, self.value, self.is_batched)
+        self._note_all(node, results, batched=differs)
+
+    def _apply(self, entry: Entry, node: ir.Node) -> Sequence[ir.Value | None] | None:
+        """What the rule gives; `None` where it leaves the node to a `Scan`."""
+        x = Operands(self.op, node, self.batch, self._result._batched, self._result._shared)
+        if entry.rule is None or any(x.is_batched(index) for index in entry.sizes):
+            return None
+        result: Result = entry.rule(self.op, node, x)
+        if result is None or isinstance(result, ir.Value):
+            return None if result is None else [result]
+        if len(result) > len(node.outputs):
+            raise RuleError(
+                f"batching of {node.op_type} node '{node.name}': the rule gave {len(result)} results for "
+                f"{len(node.outputs)} outputs"
+            )
+        return list(result)
+
+    def _note_all(self, node: ir.Node, results: Sequence[ir.Value | None], batched: bool) -> None:
+        for output, result in zip(node.outputs, results, strict=False):
+            if output.name and result is not None:
+                self.note(output, result, batched)
+
+
+def _read(node: ir.Node) -> Iterator[ir.Value]:
+    yield from (value for value in node.inputs if value is not None)
+    yield from known.captured_values(node)

@@ -1,0 +1,37 @@
+"""Random graphs over batches, their gradients too, whatever is known of their shapes."""
+
+from __future__ import annotations
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import onnx
+
+from tests.batching.examples import batch_of, check, one_by_one
+from tests.oracle import SHAPE_KNOWLEDGE, given_names, quiet_vjp, with_shapes
+from tests.test_random_graphs import graphs
+
+Array = np.ndarray
+
+
+@hypothesis.given(data=st.data(), case=graphs(), knowledge=st.sampled_from(SHAPE_KNOWLEDGE))
+@hypothesis.settings(max_examples=50, deadline=None)
+def test_values(data: st.DataObject, case: tuple[onnx.ModelProto, dict[str, Array]], knowledge: str) -> None:
+    model, inputs = case
+    names = data.draw(st.lists(st.sampled_from(sorted(inputs)), min_size=1, unique=True))
+    axes = {name: data.draw(st.integers(0, inputs[name].ndim)) for name in names}
+    mapped = inputs | {name: batch_of(inputs[name], axis) for name, axis in axes.items()}
+    check(with_shapes(model, knowledge), mapped, axes)
+
+
+@hypothesis.given(case=graphs(), knowledge=st.sampled_from(SHAPE_KNOWLEDGE))
+@hypothesis.settings(max_examples=30, deadline=None)
+def test_gradients(case: tuple[onnx.ModelProto, dict[str, Array]], knowledge: str) -> None:
+    model, inputs = case
+    outputs = [output.name for output in model.graph.output]
+    gradient = quiet_vjp(with_shapes(model, knowledge), sorted(inputs), outputs)
+    mapped = {name: batch_of(array) for name, array in inputs.items()}
+    values = one_by_one(model, mapped, dict.fromkeys(mapped, 0))
+    cotangents, _ = given_names(gradient)
+    seeds = {cotangents[y]: np.cos(np.arange(values[y].size)).reshape(values[y].shape) for y in outputs}
+    check(gradient, mapped | seeds, dict.fromkeys([*mapped, *seeds], 0))
