@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 
 from onnx_grad.builder import METADATA_PREFIX, Builder
 from onnx_grad.liveness import detach, live_nodes
+from onnx_grad.prepare import OLDEST_IR_VERSION
 from onnx_grad.prepare.infer import infer
 from onnx_grad.prepare.weights import LightModel, lighten_ir
 from onnx_grad.wiring import bodies
-
-# Node metadata needs IR version 10, which ONNX Runtime reads since 1.18.
-_OLDEST_IR_VERSION = 10
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def _distinct_outputs(op: Builder, outputs: Sequence[Output]) -> list[ir.Value]:
     return list(given)
 
 
-def finish(model: ir.Model, metadata: Mapping[str, Mapping[str, str]]) -> LightModel:
+def finish(model: ir.Model, metadata: Mapping[str, Mapping[str, Any]]) -> LightModel:
     """Infer the shapes of what was added and annotate the model.
 
     Args:
@@ -94,7 +93,7 @@ def finish(model: ir.Model, metadata: Mapping[str, Mapping[str, str]]) -> LightM
     Returns:
         The finished model without its large weights.
     """
-    model.ir_version = max(model.ir_version, _OLDEST_IR_VERSION)
+    model.ir_version = max(model.ir_version, OLDEST_IR_VERSION)
     for key, mapping in metadata.items():
         model.metadata_props[METADATA_PREFIX + key] = json.dumps(mapping)
     light = lighten_ir(model)

@@ -20,6 +20,9 @@ from onnx_grad.prepare.validate import name_nodes, validate
 from onnx_grad.prepare.weights import LightModel, check_external, lighten_ir, make_constants_dense
 from onnx_grad.prepare.window_counts import settle_window_counts
 
+# Node metadata needs IR version 10, which ONNX Runtime reads since 1.18.
+OLDEST_IR_VERSION = 10
+
 # Since this IR version, an initializer that is an input too can be overridden, and need not be one.
 _FIRST_OVERRIDABLE = 4
 
@@ -47,6 +50,11 @@ class Forward:
         """The same with tensors for the sequences that derivatives flow through; `None` where none can be."""
         if not express_over_tensors(self.model.graph, is_active):
             return None
+        return self.inferred()
+
+    def inferred(self) -> Forward:
+        """The same after `model` was changed: shapes and types are inferred anew, in new objects."""
+        self.model.ir_version = max(self.model.ir_version, OLDEST_IR_VERSION)
         light = lighten_ir(self.model)
         light.base_dir = self.light.base_dir
         return _forward(light)

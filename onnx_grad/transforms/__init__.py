@@ -1,7 +1,8 @@
 """The transforms: a few lines each over one path, load → prepare → differentiate → tidy."""
 
-from onnx_grad.transforms.forward import jvp
+from onnx_grad.transforms.forward import hvp, jvp
+from onnx_grad.transforms.jacobians import hessian, jacobian
 from onnx_grad.transforms.reverse import grad, vjp
 from onnx_grad.transforms.vmap import vmap
 
-__all__ = ["grad", "jvp", "vjp", "vmap"]
+__all__ = ["grad", "hessian", "hvp", "jacobian", "jvp", "vjp", "vmap"]

@@ -14,18 +14,18 @@ from onnx_grad.errors import NoPathWarning
 from onnx_grad.forward_mode import Push
 from onnx_grad.path import Path
 from onnx_grad.prepare import Model, prepare
-from onnx_grad.prepare.lift import OLDEST_OPSET
 from onnx_grad.registry import Quantization
 from onnx_grad.saving import check_target
 from onnx_grad.selection import Names, Selection
+from onnx_grad.transforms.reverse import check_scalar, differentiate, one
 from onnx_grad.transforms.tracing import (
     PathLike,
+    builder,
     callers_level,
     deliver,
     garbage_collector_paused,
     new_input,
     requested,
-    taken_names,
     trace,
 )
 
@@ -86,14 +86,14 @@ def jvp(
         check_target(save_as)
     with garbage_collector_paused():
         forward, selection, path = trace(prepare(model), wrt, of, stop, quantization)
-        metadata = _push(forward.model, selection, path)
+        metadata = push_forward(forward.model, selection, path)
         return deliver(forward, model, metadata, save_as)
 
 
-def _push(model: ir.Model, selection: Selection, path: Path) -> dict[str, dict[str, str]]:
-    """Add the tangents to `model`; returns the names of the new inputs and outputs."""
+def push_forward(model: ir.Model, selection: Selection, path: Path) -> dict[str, dict[str, str]]:
+    """Append the tangents to `model`; returns the names of the new inputs and outputs."""
     graph = model.graph
-    op = Builder(graph.opset_imports.setdefault("", OLDEST_OPSET), taken_names(graph), pushes=True)
+    op = builder(graph, pushes=True)
     seeds = {x: new_input(op, graph, x, "tangent") for x in requested(selection, path)}
     push = Push(path)
     tangents = push.forward(op, graph, seeds.items())
@@ -119,3 +119,78 @@ def _tangent(op: Builder, push: Push, tangents: dict[ir.Value, ir.Value], y: ir.
         with op.serving(str(y.name)):
             tangent = op.zeros_like(y)
     return tangent
+
+
+@overload
+def hvp(
+    model: ir.Model,
+    wrt: Names = None,
+    of: Names = None,
+    *,
+    stop: Names = (),
+    quantization: Quantization | None = None,
+    save_as: PathLike | None = None,
+) -> ir.Model: ...
+@overload
+def hvp(
+    model: PathLike | onnx.ModelProto,
+    wrt: Names = None,
+    of: Names = None,
+    *,
+    stop: Names = (),
+    quantization: Quantization | None = None,
+    save_as: PathLike | None = None,
+) -> onnx.ModelProto: ...
+def hvp(
+    model: Model,
+    wrt: Names = None,
+    of: Names = None,
+    *,
+    stop: Names = (),
+    quantization: Quantization | None = None,
+    save_as: PathLike | None = None,
+) -> onnx.ModelProto | ir.Model:
+    """The Hessian-vector product of a scalar: Σ over x₂ in `wrt` of ∂²y/∂x∂x₂ · ẋ₂, for each x in `wrt`.
+
+    It is the tangent of the gradient, forward over reverse: the Hessian itself is never formed.
+
+    Args:
+        model: As for `vjp`.
+        wrt: As for `vjp`.
+        of: As for `grad`.
+        stop: As for `vjp`.
+        quantization: As for `vjp`.
+        save_as: As for `vjp`.
+
+    Returns:
+        A model of the kind that was given with all inputs of `model`, then one tangent input `<x>_tangent`
+        for each `x` in `wrt`; and all outputs of `model`, then one output `<x>_hvp` for each `x`, of the
+        shape and dtype of `x`. A name that is taken gets a numeric suffix; the model's metadata
+        `pkg.onnx_grad.tangents` and `pkg.onnx_grad.hessian_products` hold the names as JSON.
+
+    Raises:
+        OnnxGradError: As for `grad`.
+
+    Warns:
+        NoPathWarning: `of` does not depend on some `x`, or its gradient does not vary.
+    """
+    if save_as is not None:
+        check_target(save_as)
+    with garbage_collector_paused():
+        forward, selection, path = trace(prepare(model), wrt, of, stop, quantization)
+        check_scalar(selection)
+        gradients = differentiate(forward.model, selection, path, one)["gradients"]
+        forward, selection, path = trace(
+            forward.inferred(), list(gradients), list(gradients.values()), stop, quantization
+        )
+        metadata = push_forward(forward.model, selection, path)
+        graph = forward.model.graph
+        for value in [y for y in graph.outputs if y.name in gradients.values()]:
+            graph.outputs.remove(value)
+        op = builder(graph)
+        products = {}
+        for x, gradient in gradients.items():
+            (product,) = (y for y in graph.outputs if y.name == metadata["output_tangents"][gradient])
+            products[x] = product.name = op.unique_name(f"{x}_hvp")
+        noted = {"tangents": metadata["tangents"], "hessian_products": products}
+        return deliver(forward, model, noted, save_as)

@@ -15,18 +15,17 @@ from onnx_grad.builder import Builder
 from onnx_grad.errors import NoPathWarning, NotDifferentiableError
 from onnx_grad.path import Path
 from onnx_grad.prepare import Model, prepare
-from onnx_grad.prepare.lift import OLDEST_OPSET
 from onnx_grad.registry import Quantization
 from onnx_grad.saving import check_target
 from onnx_grad.selection import Names, Selection
 from onnx_grad.transforms.tracing import (
     PathLike,
+    builder,
     callers_level,
     deliver,
     garbage_collector_paused,
     new_input,
     requested,
-    taken_names,
     trace,
 )
 
@@ -143,7 +142,7 @@ def grad(
             the model runs, running the result fails instead.
         OnnxGradError: As for `vjp`.
     """
-    return _transform(model, wrt, of, stop, quantization, save_as, _one)
+    return _transform(model, wrt, of, stop, quantization, save_as, one)
 
 
 def _transform(
@@ -172,18 +171,16 @@ def _transformed(
 ) -> onnx.ModelProto | ir.Model:
     forward = prepare(model)
     forward, selection, path = trace(forward, wrt, of, stop, quantization)
-    if seed is _one:
-        _check_scalar(selection)
-    metadata = _differentiate(forward.model, selection, path, seed)
+    if seed is one:
+        check_scalar(selection)
+    metadata = differentiate(forward.model, selection, path, seed)
     return deliver(forward, model, metadata, save_as)
 
 
-def _differentiate(
-    model: ir.Model, selection: Selection, path: Path, seed: Seed
-) -> dict[str, dict[str, str]]:
+def differentiate(model: ir.Model, selection: Selection, path: Path, seed: Seed) -> dict[str, dict[str, str]]:
     """Append the backward pass to `model`; returns the names of the new inputs and outputs."""
     graph = model.graph
-    op = Builder(graph.opset_imports.setdefault("", OLDEST_OPSET), taken_names(graph))
+    op = builder(graph)
     seeds = {y: seed(op, graph, y) for y in selection.of}
     cotangents = pull_back(op, path, graph, seeds.items())
     gradients = {x: _gradient(op, cotangents, x) for x in requested(selection, path)}
@@ -215,14 +212,19 @@ def _cotangent_input(op: Builder, graph: ir.Graph, y: ir.Value) -> ir.Value:
     return new_input(op, graph, y, "grad")
 
 
-def _one(op: Builder, graph: ir.Graph, y: ir.Value) -> ir.Value:
+def one(op: Builder, graph: ir.Graph, y: ir.Value) -> ir.Value:
     """The cotangent of a scalar: a one of its shape. Running fails where `y` has more elements."""
     del graph
     with op.serving(str(y.name)):
         return op.reshape_like(op.scalar_like(1.0, y), y)
 
 
-def _check_scalar(selection: Selection) -> None:
+def check_scalar(selection: Selection) -> None:
+    """See that there is one value to differentiate, and that it is not known to have more than one element.
+
+    Raises:
+        NotDifferentiableError: It is not so.
+    """
     if len(selection.of) != 1:
         names = ", ".join(f"'{y.name}'" for y in selection.of)
         raise NotDifferentiableError(

@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -18,6 +19,7 @@ from onnx_grad.builder import Builder
 from onnx_grad.errors import NotDifferentiableError, UnknownNameError, UnsupportedOpError
 from onnx_grad.path import Path
 from onnx_grad.prepare import Forward, Model
+from onnx_grad.prepare.lift import OLDEST_OPSET
 from onnx_grad.prepare.sequences import handles_sequences
 from onnx_grad.prepare.weights import heavy
 from onnx_grad.registry import Quantization, State
@@ -40,7 +42,7 @@ def garbage_collector_paused() -> Iterator[None]:
 
 
 def deliver(
-    forward: Forward, given: Model, metadata: Mapping[str, Mapping[str, str]], save_as: PathLike | None
+    forward: Forward, given: Model, metadata: Mapping[str, Mapping[str, Any]], save_as: PathLike | None
 ) -> onnx.ModelProto | ir.Model:
     """The changed model of `forward`, of the kind that was `given`, and written to `save_as` if it is named.
 
@@ -135,6 +137,11 @@ def new_input(op: Builder, graph: ir.Graph, like: ir.Value, suffix: str) -> ir.V
 
 
 _ROLES = {"grad": "cotangent", "tangent": "tangent"}
+
+
+def builder(graph: ir.Graph, pushes: bool = False) -> Builder:
+    """What records new nodes of `graph`; with `pushes`, to push tangents forward."""
+    return Builder(graph.opset_imports.setdefault("", OLDEST_OPSET), taken_names(graph), pushes)
 
 
 def callers_level() -> int:
