@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import onnx
@@ -33,40 +33,75 @@ from onnx_grad.signature import (
     quoted,
     shape_text,
 )
-from onnx_grad.transforms import vjp
+from onnx_grad.transforms import grad, hessian, hvp, jacobian, jvp, vjp
 
 Array: TypeAlias = np.ndarray[Any, Any]
+Transform: TypeAlias = Literal["vjp", "grad", "jvp", "hvp", "jacobian", "hessian"]
 Feed: TypeAlias = Any  # a numpy array, a number, a nested list, or an onnxruntime.OrtValue
+
+_TRANSFORMS: Mapping[str, Callable[..., ir.Model]] = {
+    "vjp": vjp,
+    "grad": grad,
+    "jvp": jvp,
+    "hvp": hvp,
+    "jacobian": jacobian,
+    "hessian": hessian,
+}
+
+# What transforms note in a model: which inputs are directions, and which outputs are derivatives.
+_DIRECTIONS = ("cotangents", "tangents")
+_DERIVATIVES = {
+    "gradients": "gradients",
+    "output_tangents": "tangents",
+    "hessian_products": "hessian_products",
+    "jacobians": "jacobians",
+    "hessians": "hessians",
+}
 
 
 @dataclass(frozen=True)
 class GradientResult:
-    """What one call of a `GradientFunction` gives.
+    """What one call of a `GradientFunction` gives; empty mappings for what the transform does not.
 
     Attributes:
         values: The outputs of the model by name.
         gradients: For each name in `wrt`, the gradient, of the shape and dtype of that tensor.
+        tangents: For each name in `of`, the tangent, of the shape and dtype of that tensor.
+        hessian_products: For each name in `wrt`, the product of the Hessian with the tangents.
+        jacobians: For each name y in `of`, then x in `wrt`, ∂y/∂x, of the shape of y, then of x.
+        hessians: For each name y in `of`, then x₁ and x₂ in `wrt`, ∂²y/∂x₁∂x₂, of the shapes of all three.
+        outputs: Every output of the graph by its name there.
     """
 
     values: Mapping[str, Any]
     gradients: Mapping[str, Any]
+    tangents: Mapping[str, Any] = field(default_factory=dict)
+    hessian_products: Mapping[str, Any] = field(default_factory=dict)
+    jacobians: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    hessians: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    outputs: Mapping[str, Any] = field(default_factory=dict)
 
 
 class GradientFunction:
-    """A model together with its gradients, compiled once by ONNX Runtime.
+    """A model together with its derivatives, compiled once by ONNX Runtime.
 
-    For outputs y and cotangents c it computes y and, for each x in `wrt`, dx = sum over y of c . dy/dx.
+    For outputs y and cotangents c it computes y and, for each x in `wrt`, dx = Σ over y of c·∂y/∂x; or what
+    another transform gives.
 
     ```python
     f = GradientFunction("model.onnx", wrt="image", of="loss")
     result = f(image=image)
     result.values["loss"], result.gradients["image"]
+
+    f = GradientFunction("model.onnx", transform="jvp")
+    f(x=x, tangents={"x": direction}).tangents["y"]
     ```
 
     Args:
         model: A path, an `onnx.ModelProto` or an `ir.Model`; it is not changed.
         wrt: What to differentiate with respect to, as for `onnx_grad.vjp`.
         of: What to differentiate, as for `onnx_grad.vjp`.
+        transform: The transform, by its name: `"vjp"`, `"grad"`, `"jvp"`, `"hvp"`, `"jacobian"`, `"hessian"`.
         stop: Tensors that count as constants.
         quantization: What is done where numbers are rounded, as for `onnx_grad.vjp`.
         providers: ONNX Runtime's ordered list of execution providers, passed on as it is; `None` is the CPU.
@@ -87,6 +122,7 @@ class GradientFunction:
         wrt: Names = None,
         of: Names = None,
         *,
+        transform: Transform = "vjp",
         stop: Names = (),
         quantization: Quantization | None = None,
         providers: Sequence[Provider] | None = None,
@@ -94,7 +130,14 @@ class GradientFunction:
         session_options: Any = None,
         log_severity_level: int | None = None,
     ) -> None:
-        gradient_model = vjp(read_model(model), wrt, of, stop=stop, quantization=quantization)
+        if transform not in _TRANSFORMS:
+            raise InputError(
+                f"there is no transform '{transform}'; there is: {quoted(get_args(Transform))}; others give "
+                "models that GradientFunction.from_gradient_model runs"
+            )
+        gradient_model = _TRANSFORMS[transform](
+            read_model(model), wrt, of, stop=stop, quantization=quantization
+        )
         self._as_proto = not isinstance(model, ir.Model)
         self._compile(
             gradient_model,
@@ -114,17 +157,17 @@ class GradientFunction:
         session_options: Any = None,
         log_severity_level: int | None = None,
     ) -> GradientFunction:
-        """Run a model that `onnx_grad.vjp` or `onnx_grad.grad` made before, from a file for example.
+        """Run a model that a transform of `onnx_grad` made before, from a file for example.
 
         Args:
-            model: The transformed model. Its metadata says which of its outputs are gradients.
+            model: The transformed model. Its metadata says which of its outputs are derivatives.
             providers: As for the class.
             provider_options: As for the class.
             session_options: As for the class.
             log_severity_level: As for the class.
 
         Raises:
-            ModelError: The model was not made by `vjp` or `grad`.
+            ModelError: The model was not made by a transform.
             RuntimeUnavailableError: ONNX Runtime, or a provider that was asked for, is not there or does
                 not load.
         """
@@ -141,8 +184,13 @@ class GradientFunction:
 
     def _compile(self, model: ir.Model, **settings: Any) -> None:
         self._model = model
-        self._gradients = _mapping(model, "gradients")
-        self._cotangents = _mapping(model, "cotangents")
+        self._derivatives = {kind: _noted(model, kind) for kind in _DERIVATIVES}
+        if not any(self._derivatives.values()):
+            raise ModelError(
+                f"the model has no metadata '{_key('gradients')}' or the like, so it was not made by a "
+                "transform of onnx_grad; GradientFunction(model, wrt=…, of=…) transforms it"
+            )
+        self._directions = {kind: _noted(model, kind) for kind in _DIRECTIONS}
         self._specs = {spec.name: spec for spec in map(InputSpec.of, model.graph.inputs)}
         self.session = create_session(model, **settings)
         self._outputs = [value.name or "" for value in model.graph.outputs]
@@ -156,30 +204,35 @@ class GradientFunction:
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """The inputs of the model, in its order, without the cotangents."""
-        cotangents = set(self._cotangents.values())
-        return tuple(name for name in self._specs if name not in cotangents)
+        """The inputs of the model, in its order, without cotangents and tangents."""
+        directions = {name for names in self._directions.values() for name in names.values()}
+        return tuple(name for name in self._specs if name not in directions)
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """The outputs of the model, in its order, without the gradients."""
-        gradients = set(self._gradients.values())
-        return tuple(name for name in self._outputs if name not in gradients)
+        """The outputs of the model, in its order, without the derivatives."""
+        derivatives = {name for names in self._derivatives.values() for name in _leaves(names)}
+        return tuple(name for name in self._outputs if name not in derivatives)
 
     @property
     def cotangent_names(self) -> tuple[str, ...]:
         """The tensors that are differentiated and take a cotangent: the names in `of`."""
-        return tuple(self._cotangents)
+        return tuple(self._directions["cotangents"])
+
+    @property
+    def tangent_names(self) -> tuple[str, ...]:
+        """The tensors that take a tangent: the names in `wrt`, for `jvp` and `hvp`."""
+        return tuple(self._directions["tangents"])
 
     @property
     def gradient_names(self) -> tuple[str, ...]:
         """The tensors that there are gradients for: the names in `wrt`."""
-        return tuple(self._gradients)
+        return tuple(self._derivatives["gradients"])
 
     @property
     def gradient_outputs(self) -> Mapping[str, str]:
         """For each name in `wrt`, the name of the graph output that is its gradient."""
-        return dict(self._gradients)
+        return dict(self._derivatives["gradients"])
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -190,8 +243,14 @@ class GradientFunction:
         return (
             f"GradientFunction(inputs: {quoted(self.input_names)}; outputs: {quoted(self.output_names)}; "
             f"cotangents: {quoted(self.cotangent_names)}; gradients: {quoted(self.gradient_names)}; "
-            f"providers: {quoted(self.providers)})"
+            f"{self._told_otherwise()}providers: {quoted(self.providers)})"
         )
+
+    def _told_otherwise(self) -> str:
+        """What there is besides cotangents and gradients."""
+        others = {"tangents": self.tangent_names}
+        others |= {kind: tuple(self._derivatives[kind]) for kind in ("jacobians", "hessians")}
+        return "".join(f"{kind}: {quoted(names)}; " for kind, names in others.items() if names)
 
     def __call__(
         self,
@@ -199,25 +258,30 @@ class GradientFunction:
         /,
         *,
         cotangents: Mapping[str, Feed] | None = None,
+        tangents: Mapping[str, Feed] | None = None,
         **named_inputs: Feed,
     ) -> GradientResult:
-        """Evaluate the model and its gradients.
+        """Evaluate the model and its derivatives.
 
         Args:
-            inputs: The inputs of the model by name. A cotangent may also be given here under the name of
-                its graph input (`y_grad`), as a file of all inputs does.
+            inputs: The inputs of the model by name. A cotangent or tangent may also be given here under the
+                name of its graph input (`y_grad`, `x_tangent`), as a file of all inputs does.
             cotangents: For each name in `of`, an array of its shape and dtype: the derivative of whatever
                 is wanted with respect to it. It can be left out for a tensor of one element, where it is one.
+            tangents: For `jvp` and `hvp`: for each name in `wrt`, an array of its shape and dtype, the
+                direction in which it moves. It can be left out for a tensor of one element, where it is one.
             **named_inputs: More inputs of the model, by keyword.
 
         Returns:
-            The outputs and the gradients: numpy arrays, or `OrtValue`s when any input is one, on its device.
+            The outputs and the derivatives: numpy arrays, or `OrtValue`s when any input is one, on its
+            device.
 
         Raises:
-            InputError: An input or cotangent is missing, unknown, or of the wrong shape or dtype; or ONNX
+            InputError: An input or direction is missing, unknown, or of the wrong shape or dtype; or ONNX
                 Runtime cannot evaluate the model with these inputs.
         """
-        feeds = self._feeds({**(inputs or {}), **named_inputs}, cotangents or {})
+        directions = {"cotangents": cotangents or {}, "tangents": tangents or {}}
+        feeds = self._feeds({**(inputs or {}), **named_inputs}, directions)
         device = next((_device(feed) for feed in feeds.values() if _is_ort_value(feed)), None)
         try:
             if device is None and self._numpy_knows_all:
@@ -233,49 +297,55 @@ class GradientFunction:
                 f"(given: {given})"
             ) from error
         results = dict(zip(self._outputs, outputs, strict=True))
+        derivatives: dict[str, Any] = {
+            attribute: _with_results(self._derivatives[kind], results)
+            for kind, attribute in _DERIVATIVES.items()
+        }
         return GradientResult(
-            {name: results[name] for name in self.output_names},
-            {name: results[output] for name, output in self._gradients.items()},
+            values={name: results[name] for name in self.output_names}, outputs=results, **derivatives
         )
 
-    def _feeds(self, given: dict[str, Feed], cotangents: Mapping[str, Feed]) -> dict[str, Feed]:
+    def _feeds(self, given: dict[str, Feed], directions: Mapping[str, Mapping[str, Feed]]) -> dict[str, Feed]:
         """Everything the session is fed, checked against what the model declares."""
-        check_names("cotangent", cotangents, self.cotangent_names)
         check_names("input", given, tuple(self._specs))
-        for name, cotangent in cotangents.items():
-            if self._cotangents[name] in given:
-                raise InputError(
-                    f"the cotangent of '{name}' is given twice: in cotangents, and as input "
-                    f"'{self._cotangents[name]}'"
-                )
-            given[self._cotangents[name]] = cotangent
+        for kind, arrays in directions.items():
+            inputs, role = self._directions[kind], kind.removesuffix("s")
+            check_names(role, arrays, tuple(inputs))
+            for name, array in arrays.items():
+                if inputs[name] in given:
+                    raise InputError(
+                        f"the {role} of '{name}' is given twice: in {kind}, and as input '{inputs[name]}'"
+                    )
+                given[inputs[name]] = array
         missing = [n for n in self.input_names if self._specs[n].required and n not in given]
         if missing:
             expected = ", ".join(f"'{name}' ({self._specs[name]})" for name in missing)
             raise InputError(f"missing inputs: {expected}")
         bound: dict[str, Bound] = {}
         feeds = {n: _checked(spec, given[n], bound) for n, spec in self._specs.items() if n in given}
-        for name, graph_input in self._cotangents.items():
-            if graph_input not in feeds:
-                feeds[graph_input] = self._cotangent_of_scalar(name, self._specs[graph_input], bound)
+        for kind, inputs in self._directions.items():
+            for name, graph_input in inputs.items():
+                if graph_input not in feeds:
+                    feeds[graph_input] = self._direction_of_scalar(kind, name, bound)
         return feeds
 
-    def _cotangent_of_scalar(self, name: str, spec: InputSpec, bound: dict[str, Bound]) -> Array:
+    def _direction_of_scalar(self, kind: str, name: str, bound: dict[str, Bound]) -> Array:
         """Ones for a tensor that is certain to have one element."""
+        spec, role = self._specs[self._directions[kind][name]], kind.removesuffix("s")
         hint = (
-            f"give cotangents={{'{name}': …}} with an array of the shape of '{name}' "
-            f"(cotangents: {quoted(self.cotangent_names)})"
+            f"give {kind}={{'{name}': …}} with an array of the shape of '{name}' "
+            f"({kind}: {quoted(self._directions[kind])})"
         )
         size = spec.size(bound)
         if size is None or spec.shape is None or spec.dtype is None:
             raise InputError(
                 f"'{name}' is declared as {spec}, so that it is not known before running whether it has one "
-                f"element, for which the cotangent would be one; {hint}"
+                f"element, for which the {role} would be one; {hint}"
             )
         shape = [bound[d].size if isinstance(d, str) else d for d in spec.shape]
         if size != 1:
             raise InputError(
-                f"the cotangent of '{name}' is missing, and it is one only for a single element: "
+                f"the {role} of '{name}' is missing, and it is one only for a single element: "
                 f"'{name}' has the shape {shape_text(shape)} here; {hint}"
             )
         return np.ones([d or 0 for d in shape], spec.dtype.numpy())
@@ -311,23 +381,35 @@ def read_model(model: Model) -> ir.Model:
 
 
 def is_gradient_model(model: Model) -> bool:
-    """Whether `model` was made by `onnx_grad.vjp` or `onnx_grad.grad`, so that it can be run as it is."""
-    return _key("gradients") in read_model(model).metadata_props
+    """Whether `model` was made by a transform of `onnx_grad`, so that it can be run as it is."""
+    return any(_key(kind) in read_model(model).metadata_props for kind in _DERIVATIVES)
 
 
 def _key(name: str) -> str:
     return METADATA_PREFIX + name
 
 
-def _mapping(model: ir.Model, name: str) -> dict[str, str]:
-    text = model.metadata_props.get(_key(name))
-    if text is None:
-        raise ModelError(
-            f"the model has no metadata '{_key(name)}', so it was not made by onnx_grad's vjp or grad; "
-            "GradientFunction(model, wrt=…, of=…) transforms it"
-        )
-    mapping: dict[str, str] = json.loads(text)
-    return mapping
+def _noted(model: ir.Model, name: str) -> dict[str, Any]:
+    """What a transform noted in the model's metadata; nothing where none did."""
+    noted: dict[str, Any] = json.loads(model.metadata_props.get(_key(name), "{}"))
+    return noted
+
+
+def _leaves(names: Mapping[str, Any]) -> Iterator[str]:
+    """The names of graph outputs in a mapping of mappings."""
+    for name in names.values():
+        if isinstance(name, str):
+            yield name
+        else:
+            yield from _leaves(name)
+
+
+def _with_results(names: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    """The same mapping of mappings with the results of those names."""
+    return {
+        key: results[name] if isinstance(name, str) else _with_results(name, results)
+        for key, name in names.items()
+    }
 
 
 def _checked(spec: InputSpec, feed: Feed, bound: dict[str, Bound]) -> Feed:
