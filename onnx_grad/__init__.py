@@ -20,7 +20,7 @@ from onnx_grad.inspection import InspectionReport, inspect
 from onnx_grad.layers import training_mode
 from onnx_grad.registry import define_function, gradient
 from onnx_grad.runtime import GradientFunction
-from onnx_grad.transforms import grad, vjp
+from onnx_grad.transforms import grad, lower, vjp
 
 __version__ = version("onnx-grad")
 
@@ -44,6 +44,7 @@ __all__ = [
     "grad",
     "gradient",
     "inspect",
+    "lower",
     "training_mode",
     "vjp",
 ]

@@ -46,6 +46,10 @@ class Forward:
         """The same with tensors for the sequences that derivatives flow through; `None` where none can be."""
         if not express_over_tensors(self.model.graph, is_active):
             return None
+        return self.changed()
+
+    def changed(self) -> Forward:
+        """The same after `model` was changed: the shapes and types of what is new are inferred."""
         light = lighten_ir(self.model)
         light.base_dir = self.light.base_dir
         return _forward(light)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnx_grad.rules  # noqa: F401  (fills the table)
 from onnx_grad import tidy
 from onnx_grad.batch_statistics import separate
+from onnx_grad.builder import taken_names as taken_names
 from onnx_grad.errors import UnknownNameError, UnsupportedOpError
 from onnx_grad.path import Path
 from onnx_grad.prepare import Forward, Model
@@ -114,14 +115,3 @@ def callers_level() -> int:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("onnx_grad"):
         level, frame = level + 1, frame.f_back
     return level
-
-
-def taken_names(graph: ir.Graph) -> set[str]:
-    """Every name of a value or node in the model, subgraphs included."""
-    taken = {value.name for value in (*graph.inputs, *graph.initializers.values())}
-    for subgraph in graph.subgraphs():
-        taken.update(v.name for v in (*subgraph.inputs, *subgraph.initializers.values()))
-    for node in graph.all_nodes():
-        taken.add(node.name)
-        taken.update(value.name for value in node.outputs)
-    return {name for name in taken if name}
