@@ -6,6 +6,6 @@ differentiating what lies between the tensors that it names.
 """
 
 from onnx_grad.lowering.operators import holds_training_operators, lower_operators
-from onnx_grad.lowering.optimizers import DOMAIN
+from onnx_grad.lowering.training_info import lower_with_training_info
 
-__all__ = ["DOMAIN", "holds_training_operators", "lower_operators"]
+__all__ = ["holds_training_operators", "lower_operators", "lower_with_training_info"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
+from onnx.defs import AI_ONNX_PREVIEW_TRAINING_DOMAIN as DOMAIN
 
 from onnx_grad import tidy
 from onnx_grad.builder import Builder, taken_names
 from onnx_grad.errors import ModelError, UnsupportedOpError
 from onnx_grad.lowering.gradient import Request, differentiate, label, path_between
-from onnx_grad.lowering.optimizers import DOMAIN, OPTIMIZERS, optimizer_step
+from onnx_grad.lowering.optimizers import OPTIMIZERS, optimizer_step
 from onnx_grad.lowering.scopes import owners, visible_values
 from onnx_grad.path import Path
 from onnx_grad.prepare import Forward

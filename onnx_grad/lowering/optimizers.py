@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 
 import onnx
 import onnx_ir as ir
+from onnx.defs import AI_ONNX_PREVIEW_TRAINING_DOMAIN as DOMAIN
 
 from onnx_grad import known
 from onnx_grad.builder import Builder
 from onnx_grad.errors import ModelError
-
-DOMAIN = "ai.onnx.preview.training"
 
 Step = Callable[[Builder, ir.Node, ir.Value, ir.Value, Sequence[ir.Value]], Sequence[ir.Value]]
 

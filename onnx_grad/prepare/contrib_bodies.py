@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import onnx
+from onnx.defs import AI_ONNX_PREVIEW_TRAINING_DOMAIN
 
 from onnx_grad.prepare.nodes import auto_pad, integer, integers
 
@@ -281,7 +282,7 @@ def _gradient(node: onnx.NodeProto) -> Lines:
 
 
 BODIES: dict[tuple[str, str], Body] = {
-    ("ai.onnx.preview.training", "Gradient"): _gradient,
+    (AI_ONNX_PREVIEW_TRAINING_DOMAIN, "Gradient"): _gradient,
     ("", "SimplifiedLayerNormalization"): _simplified_layer_normalization,
     **{(_MICROSOFT, op_type): body for op_type, body in _CONTRIBUTED.items()},
 }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import overload
 
 import onnx
 import onnx_ir as ir
 
-from onnx_grad.lowering import lower_operators
-from onnx_grad.prepare import Model, prepare
-from onnx_grad.saving import check_target
+from onnx_grad.lowering import lower_with_training_info
+from onnx_grad.prepare import Model
+from onnx_grad.prepare.load import load
+from onnx_grad.saving import check_target, write_whole
 from onnx_grad.transforms.tracing import PathLike, deliver, garbage_collector_paused
 
 
@@ -22,7 +24,8 @@ def lower(model: Model, *, save_as: PathLike | None = None) -> onnx.ModelProto |
 
     Those are operators of the standard's domain `ai.onnx.preview.training`, for which ONNX Runtime has no
     kernels; the result runs on the stock wheel. What `Gradient` gives for a tensor `y` of several elements is
-    the gradient of their sum.
+    the gradient of their sum. The training algorithms that a model carries in its `training_info` are lowered
+    together with its graph, which they go on from; an `ir.Model` has none.
 
     Args:
         model: A path, an `onnx.ModelProto` or an `onnx_ir.Model`; it is not changed.
@@ -47,5 +50,17 @@ def lower(model: Model, *, save_as: PathLike | None = None) -> onnx.ModelProto |
     if save_as is not None:
         check_target(save_as)
     with garbage_collector_paused():
-        forward, lowered = lower_operators(prepare(model))
-        return deliver(forward, model, {"lowered": lowered}, save_as)
+        forward, lowered, infos = lower_with_training_info(load(model))
+        result = deliver(forward, model, {"lowered": lowered}, save_as)
+        if infos and isinstance(result, onnx.ModelProto):
+            result.training_info.extend(infos)
+            if save_as is not None:
+                _add_training_info(save_as, infos)
+        return result
+
+
+def _add_training_info(path: PathLike, infos: Sequence[onnx.TrainingInfoProto]) -> None:
+    """Add what an `ir.Model` cannot hold to a file that was written without it."""
+    saved = onnx.load_model(path, load_external_data=False)
+    saved.training_info.extend(infos)
+    write_whole(path, lambda file: file.write(saved.SerializeToString()))

@@ -16,6 +16,7 @@ from onnx_grad import tidy
 from onnx_grad.batch_statistics import separate
 from onnx_grad.builder import taken_names as taken_names
 from onnx_grad.errors import UnknownNameError, UnsupportedOpError
+from onnx_grad.lowering import lower_operators
 from onnx_grad.path import Path
 from onnx_grad.prepare import Forward, Model
 from onnx_grad.prepare.sequences import handles_sequences
@@ -81,9 +82,11 @@ def expand_path(
 ) -> tuple[Forward, Selection, Path, set[str]]:
     """The path from `wrt` to `of` with all its functions expanded, and the operators that were.
 
-    Nodes on the path may still be blocked.
+    The standard's training operators are lowered wherever they are: what a `Gradient` depends on does not
+    show in what it reads. Nodes on the path may still be blocked.
     """
-    expanded: set[str] = set()
+    forward, lowered = lower_operators(forward)
+    expanded = set(lowered.values())
     while True:
         graph = forward.model.graph
         try:
