@@ -8,7 +8,7 @@ named, the nodes between serve as they are; where they are others, what depends 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -21,6 +21,8 @@ from onnx_grad.errors import (
     NoPathWarning,
     NotDifferentiableError,
     UnknownNameError,
+    UnsupportedOpError,
+    callers_level,
 )
 from onnx_grad.liveness import read_values
 from onnx_grad.lowering.scopes import nodes_below
@@ -60,17 +62,13 @@ class Request:
         y = _find(node, "y", node.attributes.get_string("y", ""), visible)
         if len(node.inputs) != len(named) or len(set(named)) != len(named):
             raise ModelError(
-                f"{label(node)} names {len(named)} tensors in xs and zs ({', '.join((*xs, *zs))}) and has "
-                f"{len(node.inputs)} inputs; it needs one for each, and names each once"
+                f"{label(node)} has {len(node.inputs)} input(s) for the {len(named)} tensor(s) named in xs "
+                f"and zs ({', '.join((*xs, *zs))}); there has to be one for each, and each is named once"
             )
         if len(node.outputs) > len(xs):
             raise ModelError(f"{label(node)} has {len(node.outputs)} outputs for {len(xs)} tensors in xs")
         given = {value: known.operand(node, index) for index, value in enumerate(named)}
-        wanted = {
-            index: named[index]
-            for index, output in enumerate(node.outputs)
-            if output.uses() or output.is_graph_output()
-        }
+        wanted = {index: named[index] for index, output in enumerate(node.outputs) if output.name}
         request = cls(node, y, given, wanted)
         request._check_types()
         return request
@@ -126,6 +124,18 @@ def path_between(
     return Path(_view(nodes, opset), request.wanted.values(), [request.y], functions=functions)
 
 
+def blocked_lines(path: Path) -> list[str]:
+    """A line for each node on `path` that has no derivative here."""
+    return [f"  node '{step.node.name}' ({step.node.op_type}): {reason}" for step, reason in path.blocked()]
+
+
+def blocked_error(lines: Collection[str]) -> UnsupportedOpError:
+    """The error that says them."""
+    return UnsupportedOpError(
+        f"{len(lines)} node(s) between xs and y of a Gradient cannot be differentiated:\n" + "\n".join(lines)
+    )
+
+
 def differentiate(op: Builder, request: Request, nodes: Sequence[ir.Node]) -> dict[int, ir.Value]:
     """Build ∂y/∂x for each x that is wanted, at the values that are given; of a tensor y, ∂(Σ y)/∂x.
 
@@ -148,7 +158,10 @@ def differentiate(op: Builder, request: Request, nodes: Sequence[ir.Node]) -> di
     y = counterparts.get(request.y, request.y)
     wrt = {index: counterparts.get(x, x) for index, x in request.wanted.items()}
     view = _view(nodes, op.opset)
-    pulled = pull_back(op, Path(view, wrt.values(), [y]), view, [(y, _ones(op, y))])
+    path = Path(view, wrt.values(), [y])
+    if blocked := blocked_lines(path):
+        raise blocked_error(blocked)
+    pulled = pull_back(op, path, view, [(y, _ones(op, y))])
     computed_again.remove(copies)
     back = {handed: request.given[value] for value, handed in replaced.items()}
     results = {}
@@ -189,7 +202,7 @@ def _zeros(op: Builder, request: Request, index: int) -> ir.Value:
         f"{label(request.node)}: no differentiable path leads from '{x.name}' to '{request.y.name}': its "
         "gradient is zeros",
         NoPathWarning,
-        stacklevel=2,
+        stacklevel=callers_level(),
     )
     with op.serving(str(x.name)):
         return op.zeros_like(request.given[x])

@@ -8,9 +8,18 @@ import onnx_ir as ir
 from onnx.defs import AI_ONNX_PREVIEW_TRAINING_DOMAIN as DOMAIN
 
 from onnx_grad import tidy
-from onnx_grad.builder import Builder, taken_names
-from onnx_grad.errors import ModelError, UnsupportedOpError
-from onnx_grad.lowering.gradient import Request, differentiate, label, path_between
+from onnx_grad.builder import METADATA_PREFIX, Builder, taken_names
+from onnx_grad.composition import infer_composition
+from onnx_grad.errors import ModelError
+from onnx_grad.liveness import detach
+from onnx_grad.lowering.gradient import (
+    Request,
+    blocked_error,
+    blocked_lines,
+    differentiate,
+    label,
+    path_between,
+)
 from onnx_grad.lowering.optimizers import OPTIMIZERS, optimizer_step
 from onnx_grad.lowering.scopes import owners, visible_values
 from onnx_grad.path import Path
@@ -94,11 +103,8 @@ class _Lowering:
             if node.graph is not None:
                 self._lower(node)
         if self._blocked:
-            lines = dict.fromkeys(line for lines in self._blocked.values() for line in lines)
-            raise UnsupportedOpError(
-                f"{len(lines)} node(s) between xs and y of a Gradient cannot be differentiated:\n"
-                + "\n".join(lines)
-            )
+            raise blocked_error(dict.fromkeys(line for lines in self._blocked.values() for line in lines))
+        self._remove_unread()
         self._sort(self._graph)
 
     def _lower(self, node: ir.Node) -> None:
@@ -130,11 +136,8 @@ class _Lowering:
             return
         path = path_between(request, nodes, self._opset, self._functions)
         self._prepare(path)
-        blocked = path.blocked()
-        if blocked:
-            self._blocked[node] = [
-                f"  node '{step.node.name}' ({step.node.op_type}): {reason}" for step, reason in blocked
-            ]
+        if blocked := blocked_lines(path):
+            self._blocked[node] = blocked
             return
         op = self._builder(node)
         with op.differentiating(node, str(node.name)):
@@ -182,6 +185,8 @@ class _Lowering:
         graph = _graph_of(node)
         replaced = [(node.outputs[index], *result) for index, result in results.items()]
         outputs = [tidy.Output(str(output.name), result, like) for output, result, like in replaced]
+        # The next Gradient may lead through these nodes, and shapes that are known make it a smaller one.
+        infer_composition(op.nodes, op.opset)
         for output in node.outputs:
             output.name = None
         for (output, _, _), result in zip(replaced, tidy.place(graph, op, outputs), strict=True):
@@ -189,6 +194,19 @@ class _Lowering:
         graph.remove(node, safe=True)
         self._sort(graph)
         self._lowered[str(node.name)] = node.op_type
+
+    def _remove_unread(self) -> None:
+        """Take out what only an output serves that only attributes named, or that nothing reads at all."""
+        for graph in (*self._owner, self._graph):
+            for node in reversed(list(graph)):
+                is_added = any(key.startswith(METADATA_PREFIX) for key in node.metadata_props)
+                if is_added and not any(v.uses() or v.is_graph_output() for v in node.outputs):
+                    detach([node])
+                    graph.remove(node)
+        for graph, op in self._builders.items():
+            for value in op.initializers:
+                if not value.uses():
+                    graph.initializers.pop(str(value.name), None)
 
     def _builder(self, node: ir.Node) -> Builder:
         return self._builder_of(_graph_of(node)).apart()

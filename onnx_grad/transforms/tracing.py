@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import sys
 from collections.abc import Iterator, Mapping
 
 import onnx
@@ -16,6 +15,7 @@ from onnx_grad import tidy
 from onnx_grad.batch_statistics import separate
 from onnx_grad.builder import taken_names as taken_names
 from onnx_grad.errors import UnknownNameError, UnsupportedOpError
+from onnx_grad.errors import callers_level as callers_level
 from onnx_grad.lowering import lower_operators
 from onnx_grad.path import Path
 from onnx_grad.prepare import Forward, Model
@@ -110,11 +110,3 @@ def expand_path(
             return forward, selection, path, expanded
         expanded.update(node.op_type for node in nodes)
         forward = forward.expanded({str(node.name) for node in nodes})
-
-
-def callers_level() -> int:
-    """How far up the stack the caller of the library is, seen from whoever asks."""
-    level, frame = 0, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("onnx_grad"):
-        level, frame = level + 1, frame.f_back
-    return level
