@@ -92,7 +92,7 @@ def _momentum(
         raise ModelError(f"Momentum node '{node.name}' has mode '{mode}'; it is 'standard' or 'nesterov'")
     g = _regularized(op, node, x, gradient)
     scale = op.Where(op.Greater(steps, 0), op.scalar_like(beta, x), op.scalar_like(1.0, x))
-    v_new = op.Add(op.Mul(v, alpha), op.Mul(g, scale))
+    v_new = op.Add(op.Mul(v, alpha), g if beta == 1.0 else op.Mul(g, scale))
     direction = op.Add(g, op.Mul(v_new, alpha)) if mode == "nesterov" else v_new
     return op.Sub(x, op.Mul(op.CastLike(rate, x), direction)), v_new
 

@@ -10,6 +10,7 @@ from collections.abc import Collection
 
 import onnx
 import onnx_ir as ir
+from onnx.defs import AI_ONNX_PREVIEW_TRAINING_DOMAIN as DOMAIN
 
 from onnx_grad.errors import ModelError
 from onnx_grad.liveness import read_values
@@ -44,16 +45,22 @@ def lower_with_training_info(
             "lifted together; keep one of them, or convert the model to opset 18"
         )
     lowered: dict[str, str] = {}
+    bound = {b.key for info in infos for b in (*info.update_binding, *info.initialization_binding)}
+    domain = [opset for opset in light.proto.opset_import if opset.domain == DOMAIN]
     for info in infos:
         if info.HasField("initialization"):
             info.initialization.CopyFrom(_lifted(info.initialization, light.proto))
-        own = _names(light.proto.graph)
+        own = _names(light.proto.graph) | light.tensors.keys()
         _join(light, info.algorithm)
+        variables = _make_overridable(light, bound)
         forward, operators = lower_operators(prepare_light(light))
         lowered |= operators
+        for value in [value for value in forward.model.graph.inputs if value.name in variables]:
+            forward.model.graph.inputs.remove(value)
         info.algorithm.CopyFrom(_part(forward.model, own, info.algorithm))
         base_dir, light = light.base_dir, lighten_ir(forward.model)
         light.base_dir = base_dir
+        light.proto.opset_import.extend(domain)
     return forward.changed(), lowered, infos
 
 
@@ -89,6 +96,23 @@ def _join(light: LightModel, algorithm: onnx.GraphProto) -> None:
     light.declared_inputs += added.declared_inputs
 
 
+def _make_overridable(light: LightModel, names: Collection[str]) -> set[str]:
+    """Declare initializers that training changes as inputs, so that nothing relies on what they hold.
+
+    Returns:
+        The names of those that were not inputs before.
+    """
+    variables = (light.tensors.keys() & names) - set(light.declared_inputs)
+    listed = {value.name for value in light.proto.graph.input}
+    for name in sorted(variables - listed):
+        tensor = light.tensors[name]
+        shape = [d if isinstance(d, int) else d.value for d in tensor.shape]
+        info = onnx.helper.make_tensor_value_info(name, int(tensor.dtype), shape)
+        light.proto.graph.input.append(info)
+    light.declared_inputs += tuple(sorted(variables))
+    return variables
+
+
 def _part(model: ir.Model, own: Collection[str], algorithm: onnx.GraphProto) -> onnx.GraphProto:
     """Take out of `model` all that does not serve values of its own, as the graph that `algorithm` became."""
     graph = model.graph
@@ -99,12 +123,14 @@ def _part(model: ir.Model, own: Collection[str], algorithm: onnx.GraphProto) -> 
     constants = [v for v in graph.initializers.values() if v.name not in own and v not in read]
     inputs = [value for value in graph.inputs if value.name not in own]
     outputs = list(graph.outputs[len(graph.outputs) - len(algorithm.output) :])
-    del graph.outputs[len(graph.outputs) - len(algorithm.output) :]
+    name = algorithm.name or "algorithm"
+    view = ir.GraphView(inputs, outputs, nodes=nodes, initializers=constants, name=name)
+    parted = ir.serde.serialize_graph(view)  # type: ignore[arg-type]
+    for _ in outputs:
+        graph.outputs.pop()
     for value in inputs:
         graph.inputs.remove(value)
     for value in constants:
         graph.initializers.pop(str(value.name))
     graph.remove(nodes)
-    return ir.serde.serialize_graph(
-        ir.Graph(inputs, outputs, nodes=nodes, initializers=constants, name=algorithm.name or "algorithm")
-    )
+    return parted
