@@ -112,7 +112,7 @@ def test_several_algorithms() -> None:
     second = ALGORITHM.replace("descent", "slow").replace("rate = {0.1}", "rate = {0.0}")
     lowered = onnx_grad.lower(trainable(ALGORITHM, second))
     assert operators(lowered) == ["MatMul"]
-    fast, slow = (train(training_step(lowered, index), 2)["loss"] for index in range(2))
+    fast, slow = (train(training_step(lowered, index), 10)["loss"] for index in range(2))
     assert fast < slow / 2
     with pytest.raises(onnx_grad.ModelError, match="2 training algorithms and an opset below 18"):
         onnx_grad.lower(trainable(ALGORITHM, second, opset=13))
