@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnx.defs import AI_ONNX_PREVIEW_TRAINING_DOMAIN as DOMAIN
 
 from onnx_grad import tidy
+from onnx_grad.batch_statistics import separate
 from onnx_grad.builder import METADATA_PREFIX, Builder, taken_names
 from onnx_grad.composition import infer_composition
 from onnx_grad.errors import ModelError
@@ -134,6 +135,7 @@ class _Lowering:
         request, nodes = self._read(node)
         if node in self._blocked:
             return
+        separate(nodes, request.given)
         path = path_between(request, nodes, self._opset, self._functions)
         self._prepare(path)
         if blocked := blocked_lines(path):
@@ -148,9 +150,7 @@ class _Lowering:
     def _read(self, node: ir.Node) -> tuple[Request, Sequence[ir.Node]]:
         """What `node` asks for, and the nodes between, in which no training operator is left."""
         while True:
-            if node.graph is None:
-                raise ModelError(f"{label(node)} is in no graph")
-            request = Request.of_node(node, visible_values(node.graph, self._owner))
+            request = Request.of_node(node, visible_values(_graph_of(node), self._owner))
             nodes = request.nodes()
             pending = next(_training_operators(nodes), None)
             if pending is None:
@@ -197,7 +197,7 @@ class _Lowering:
 
     def _remove_unread(self) -> None:
         """Take out what only an output serves that only attributes named, or that nothing reads at all."""
-        for graph in (*self._owner, self._graph):
+        for graph in (*reversed(self._owner), self._graph):
             for node in reversed(list(graph)):
                 is_added = any(key.startswith(METADATA_PREFIX) for key in node.metadata_props)
                 if is_added and not any(v.uses() or v.is_graph_output() for v in node.outputs):

@@ -92,8 +92,15 @@ def _join(light: LightModel, algorithm: onnx.GraphProto) -> None:
         raise ModelError(f"training_info: the model and its training algorithm both define {names}")
     for field in ("node", "input", "output", "initializer", "value_info"):
         getattr(light.proto.graph, field).extend(getattr(added.proto.graph, field))
-    light.tensors |= added.tensors
+    light.tensors |= {name: _embedded(tensor) for name, tensor in added.tensors.items()}
     light.declared_inputs += added.declared_inputs
+
+
+def _embedded(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """The tensor with its data: a result in another folder does not find the file of an algorithm's."""
+    if isinstance(tensor, ir.ExternalTensor) and tensor.base_dir:
+        return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+    return tensor
 
 
 def _make_overridable(light: LightModel, names: Collection[str]) -> set[str]:

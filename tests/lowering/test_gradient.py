@@ -191,6 +191,7 @@ class TestRepeatedAndNested:
         np.testing.assert_allclose(values["dw"], dw, rtol=1e-4, atol=1e-5)
         # The gradient by X of the first node is read by nothing, and the known shapes need no run-time sums.
         assert "NonZero" not in operators(model)
+        assert "dOdX" not in {name for node in model.graph.node for name in node.output}
 
     def test_by_a_tensor_that_the_first_does_not_name(self) -> None:
         model = lower(

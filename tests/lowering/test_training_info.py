@@ -54,11 +54,16 @@ def training_step(model: onnx.ModelProto, index: int = 0) -> onnx.ModelProto:
     return step
 
 
-def train(step: onnx.ModelProto, steps: int) -> dict[str, np.ndarray]:
-    """What the last step gives, on data of a linear function."""
+def quiet() -> onnxruntime.SessionOptions:
+    """Without the advice that an initializer that is an input is no constant."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(step.SerializeToString(), options)
+    return options
+
+
+def train(step: onnx.ModelProto, steps: int) -> dict[str, np.ndarray]:
+    """What the last step gives, on data of a linear function."""
+    session = onnxruntime.InferenceSession(step.SerializeToString(), quiet())
     names = [value.name for value in session.get_outputs()]
     x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
     t = x @ np.array([[1], [2], [3]], np.float32)
@@ -89,6 +94,24 @@ def test_an_algorithm_trains_on_onnx_runtime(opset: int) -> None:
     assert values["T_new"] == 60
 
 
+def test_large_weights() -> None:
+    """They are left out of what is analysed, and are variables all the same."""
+    x, w = "float[N,3] x", "float[3,1] w = {0.5, 0.1, -0.2}"
+    values = ", ".join(["0.5"] * 400)
+    model = trainable(
+        ALGORITHM.replace("float[3,1]", "float[400,1]").replace("v = {0, 0, 0}", f"v = {{{values}}}"),
+        inference=INFERENCE.replace(x, "float[N,400] x").replace(w, f"float[400,1] w = {{{values}}}"),
+    )
+    lowered = onnx_grad.lower(model)
+    assert [value.name for value in lowered.graph.input] == ["x"]
+    assert [value.name for value in lowered.training_info[0].algorithm.input] == ["t"]
+    step = training_step(lowered)
+    session = onnxruntime.InferenceSession(step.SerializeToString(), quiet())
+    x, t = np.ones((2, 400), np.float32), np.zeros((2, 1), np.float32)
+    (w_new,) = session.run(["w_new"], {"x": x, "t": t})
+    np.testing.assert_allclose(w_new, np.full((400, 1), 0.5 - 0.1 * (0.25 + 400)), rtol=1e-5)
+
+
 def test_what_training_changes_is_not_taken_for_constant() -> None:
     """The exponent of a power decides which formula its gradient has, where it is known."""
     algorithm = (
@@ -100,9 +123,7 @@ def test_what_training_changes_is_not_taken_for_constant() -> None:
     info.algorithm.CopyFrom(program(algorithm).graph)
     info.update_binding.add(key="p", value="p_new")
     step = training_step(onnx_grad.lower(model))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(step.SerializeToString(), options)
+    session = onnxruntime.InferenceSession(step.SerializeToString(), quiet())
     three = np.array(3, np.float32)
     (d,) = session.run(["d"], {"x": three, "t": three, "p": three})
     np.testing.assert_allclose(d, 3 * 6.0**2, rtol=1e-6)
