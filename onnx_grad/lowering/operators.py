@@ -43,7 +43,8 @@ def lower_operators(forward: Forward) -> tuple[Forward, dict[str, str]]:
         forward: The model; it may be changed.
 
     Returns:
-        The model, and the operator of every node that was replaced, by the node's name.
+        The model, shapes and types of what is new not inferred, and the operator of every node that was
+        replaced, by the node's name.
 
     Raises:
         UnsupportedOpError: Nodes that a `Gradient` would differentiate have no derivative here; all of them
@@ -56,8 +57,6 @@ def lower_operators(forward: Forward) -> tuple[Forward, dict[str, str]]:
             _Lowering(forward, lowered).run()
         except _ChangedModelError as changed:
             forward = changed.forward
-        else:
-            forward = forward.changed()
     for imports in (
         forward.model.opset_imports,
         *(f.opset_imports for f in forward.model.functions.values()),
@@ -89,6 +88,7 @@ class _Lowering:
         self._lowered = lowered
         self._owner = owners(self._graph)
         self._builders = {self._graph: Builder(self._opset, taken_names(self._graph))}
+        self._waiting: set[ir.Node] = set()
         self._under_way: set[ir.Node] = set()
         self._blocked: dict[ir.Node, list[str]] = {}
 
@@ -99,6 +99,7 @@ class _Lowering:
             _ChangedModelError: Functions or sequences on the way had to be expanded first.
         """
         nodes = [node for node in self._graph.all_nodes() if node.domain == DOMAIN]
+        self._waiting = {node for node in nodes if node.op_type == "Gradient"}
         # No other training operator matters for an optimizer, and a Gradient may lead through one.
         for node in sorted(nodes, key=lambda node: node.op_type == "Gradient"):
             if node.graph is not None:
@@ -185,8 +186,10 @@ class _Lowering:
         graph = _graph_of(node)
         replaced = [(node.outputs[index], *result) for index, result in results.items()]
         outputs = [tidy.Output(str(output.name), result, like) for output, result, like in replaced]
-        # The next Gradient may lead through these nodes, and shapes that are known make it a smaller one.
-        infer_composition(op.nodes, op.opset)
+        self._waiting.discard(node)
+        if self._waiting:
+            # The next Gradient may lead through these nodes: what is known of their shapes makes it smaller.
+            infer_composition(op.nodes, op.opset)
         for output in node.outputs:
             output.name = None
         for (output, _, _), result in zip(replaced, tidy.place(graph, op, outputs), strict=True):

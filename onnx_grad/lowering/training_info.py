@@ -54,6 +54,7 @@ def lower_with_training_info(
         _join(light, info.algorithm)
         variables = _make_overridable(light, bound)
         forward, operators = lower_operators(prepare_light(light))
+        forward = forward.changed()
         lowered |= operators
         for value in [value for value in forward.model.graph.inputs if value.name in variables]:
             forward.model.graph.inputs.remove(value)
@@ -61,7 +62,7 @@ def lower_with_training_info(
         base_dir, light = light.base_dir, lighten_ir(forward.model)
         light.base_dir = base_dir
         light.proto.opset_import.extend(domain)
-    return forward.changed(), lowered, infos
+    return forward, lowered, infos
 
 
 def _lifted(initialization: onnx.GraphProto, proto: onnx.ModelProto) -> onnx.GraphProto:

@@ -86,6 +86,8 @@ def expand_path(
     show in what it reads. Nodes on the path may still be blocked.
     """
     forward, lowered = lower_operators(forward)
+    if lowered:
+        forward = forward.changed()
     expanded = set(lowered.values())
     while True:
         graph = forward.model.graph
