@@ -20,7 +20,7 @@ from onnx_grad.inspection import InspectionReport, inspect
 from onnx_grad.layers import training_mode
 from onnx_grad.registry import define_function, gradient
 from onnx_grad.runtime import GradientFunction
-from onnx_grad.transforms import grad, hessian, hvp, jacobian, jvp, vjp, vmap
+from onnx_grad.transforms import grad, hessian, hvp, jacobian, jvp, lower, vjp, vmap
 
 __version__ = version("onnx-grad")
 
@@ -48,6 +48,7 @@ __all__ = [
     "inspect",
     "jacobian",
     "jvp",
+    "lower",
     "training_mode",
     "vjp",
     "vmap",

@@ -15,19 +15,19 @@ from onnx_grad.builder import Builder, recording
 from onnx_grad.composition import composed
 from onnx_grad.errors import RuleError
 from onnx_grad.masking import without_undefined
-from onnx_grad.path import Path, Step, node_label
+from onnx_grad.path import Nodes, Path, Step, node_label
 from onnx_grad.registry import InputCotangent, State
 
 
 def pull_back(
-    op: Builder, path: Path, graph: ir.Graph, seeds: Iterable[tuple[ir.Value, ir.Value]]
+    op: Builder, path: Path, graph: Nodes, seeds: Iterable[tuple[ir.Value, ir.Value]]
 ) -> Cotangents:
     """Pull cotangents back through the nodes of `graph` on `path`: dx = Σ over uses of x of Jᵀ·dy.
 
     Args:
         op: Builds the backward nodes.
         path: The nodes from `wrt` to `of`, none of them blocked.
-        graph: The main graph, or a body.
+        graph: The main graph, a body, or a view on nodes that may be of several graphs.
         seeds: Values with their cotangents; those of one value add up.
 
     Returns:

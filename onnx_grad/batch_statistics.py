@@ -41,15 +41,15 @@ def normalizes_by_its_input(node: ir.Node) -> bool:
     return note is not None and json.loads(note)["operands"] == operands
 
 
-def separate(graph: ir.Graph, named: Collection[ir.Value]) -> None:
+def separate(nodes: Iterable[ir.Node], named: Collection[ir.Value]) -> None:
     """Take the marks from layers whose statistics a request names, so that those count on their own.
 
     Args:
-        graph: A graph that may be changed.
+        nodes: A graph, or some nodes, that may be changed.
         named: The values to differentiate with respect to, or to stop at.
     """
     names = {value.name for value in named}
-    for node in graph:
+    for node in nodes:
         note = node.metadata_props.get(_STATISTICS)
         if note is not None and not names.isdisjoint(json.loads(note)["between"]):
             del node.metadata_props[_STATISTICS]

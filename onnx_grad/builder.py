@@ -379,6 +379,17 @@ class Builder:
         return node.outputs  # type: ignore[return-value]
 
 
+def taken_names(graph: ir.Graph) -> set[str]:
+    """Every name of a value or node in the model, subgraphs included."""
+    taken = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+    for subgraph in graph.subgraphs():
+        taken.update(v.name for v in (*subgraph.inputs, *subgraph.initializers.values()))
+    for node in graph.all_nodes():
+        taken.add(node.name)
+        taken.update(value.name for value in node.outputs)
+    return {name for name in taken if name}
+
+
 def _attribute(name: str, value: Any) -> ir.Attr:
     """The attribute `name`; the common kinds without the many questions onnx_ir asks of a value."""
     if isinstance(value, int):

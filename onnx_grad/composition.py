@@ -111,8 +111,8 @@ def infer_composition(nodes: Sequence[ir.Node], opset: int) -> None:
     """Give the results of `nodes`, in topological order, the shapes and types that follow.
 
     Args:
-        nodes: Recorded nodes of the default domain.
-        opset: Its version.
+        nodes: Recorded nodes; nothing is inferred of those outside of the default domain.
+        opset: The version of the default domain.
     """
     results = {value.name: value for node in nodes for value in node.outputs if value.name}
     outer = dict.fromkeys(v for node in nodes for v in read_values(node) if v.name not in results)
@@ -122,7 +122,10 @@ def infer_composition(nodes: Sequence[ir.Node], opset: int) -> None:
     graph.input.extend(ir.serde.serialize_value(value) for value in outer)
     graph.value_info.extend(ir.serde.serialize_value(v) for v in results.values() if v.shape is not None)
     graph.initializer.extend(_small_constants(outer))
-    model = onnx.ModelProto(ir_version=10, graph=graph, opset_import=[onnx.helper.make_opsetid("", opset)])
+    others = {node.domain for node in nodes} - {"", "ai.onnx"}
+    opsets = [("", opset), *((domain, 1) for domain in sorted(others))]
+    imports = [onnx.helper.make_opsetid(*imported) for imported in opsets]
+    model = onnx.ModelProto(ir_version=10, graph=graph, opset_import=imports)
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     symbols = {dim.value for value in (*outer, *results.values()) for dim in _symbolic(value)}
     _annotate(nodes, inferred.graph, symbols)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -60,3 +61,11 @@ class NoPathWarning(UserWarning):
 
 class NoLayerWarning(UserWarning):
     """A model has none of the layers that were to be put into training mode: it stays as it is."""
+
+
+def callers_level() -> int:
+    """How far up the stack the caller of the library is, seen from whoever asks."""
+    level, frame = 0, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("onnx_grad"):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -12,6 +12,9 @@ from onnx_grad.registry import Composition, Entry, Linearity, OperatorId, Quanti
 from onnx_grad.rounding import gives_floats, has_schema, on_floats, takes_floats
 from onnx_grad.wiring import Edge, Wiring, bodies, wiring
 
+# Where a path runs: a graph, or some nodes of one, or of several that see each other.
+Nodes = ir.Graph | ir.GraphView
+
 # Where the `meta` of a node says why it could not be made what has a rule.
 OBSTACLE = "onnx_grad.obstacle"
 
@@ -90,7 +93,7 @@ class Path:
     """The nodes through which `of` depends on `wrt`, in topological order, those inside bodies included.
 
     Args:
-        graph: A forward graph in topological order.
+        graph: A forward graph in topological order, or a view on some of its nodes.
         wrt: The values to differentiate with respect to.
         of: The values to differentiate.
         stop: Values that count as constants: nothing flows through them to what produced them.
@@ -104,7 +107,7 @@ class Path:
 
     def __init__(
         self,
-        graph: ir.Graph,
+        graph: Nodes,
         wrt: Iterable[ir.Value],
         of: Iterable[ir.Value],
         stop: Iterable[ir.Value] = (),
@@ -115,15 +118,15 @@ class Path:
         self._opset = graph.opset_imports.get("")
         self._stop = set(stop)
         self._functions = functions
-        self._candidates: dict[ir.Graph, list[ir.Node]] = {}
-        self._steps: dict[ir.Graph, list[Step]] = {}
+        self._candidates: dict[Nodes, list[ir.Node]] = {}
+        self._steps: dict[Nodes, list[Step]] = {}
         self._dependent = set(wrt)
         self._spread_through(graph)
         self._needed = set(of)
         self._step_through(graph)
         self.steps = self._steps[graph]
 
-    def steps_in(self, body: ir.Graph) -> list[Step]:
+    def steps_in(self, body: Nodes) -> list[Step]:
         """The nodes of a body through which its outputs depend on `wrt`, in topological order."""
         return self._steps.get(body, [])
 
@@ -150,7 +153,7 @@ class Path:
         """Every node that cannot be differentiated, with the reason."""
         return [(step, reason) for step in self.all_steps() if (reason := step.blocked()) is not None]
 
-    def _spread_through(self, graph: ir.Graph) -> None:
+    def _spread_through(self, graph: Nodes) -> None:
         self._candidates[graph] = [node for node in graph if self._spread(node)]
 
     def _spread(self, node: ir.Node) -> bool:
@@ -211,7 +214,7 @@ class Path:
     def _dependent_captures(self, node: ir.Node) -> list[ir.Value]:
         return list(dict.fromkeys(v for v in known.captured_values(node) if v in self._dependent))
 
-    def _step_through(self, graph: ir.Graph) -> None:
+    def _step_through(self, graph: Nodes) -> None:
         steps = [step for node in reversed(self._candidates[graph]) for step in self._step(node)]
         self._steps[graph] = steps[::-1]
 

@@ -39,6 +39,25 @@ def insert(graph: ir.Graph, op: Builder, outputs: Sequence[Output], roots: Seque
         outputs: The values to give out.
         roots: What nodes of the graph read of what `op` recorded: they are moved behind it.
     """
+    graph.outputs.extend(place(graph, op, outputs, roots))
+    if roots:
+        graph.sort()
+
+
+def place(
+    graph: ir.Graph, op: Builder, outputs: Sequence[Output], roots: Sequence[ir.Value] = ()
+) -> list[ir.Value]:
+    """Put what `op` recorded into `graph`, as far as `outputs` need it; these become values of the graph.
+
+    Args:
+        graph: The forward graph, or a body.
+        op: The builder that recorded the nodes.
+        outputs: The values that are wanted.
+        roots: What else is needed of it.
+
+    Returns:
+        The values, under their names, each produced by a node of its own.
+    """
     given = _distinct_outputs(op, outputs)
     live = live_nodes(op.nodes, [*given, *roots])
     detach(set(op.nodes).difference(live))
@@ -49,16 +68,14 @@ def insert(graph: ir.Graph, op: Builder, outputs: Sequence[Output], roots: Seque
     recorded = set(live)
     for node in live:
         _place(graph, node, recorded, first)
-    graph.outputs.extend(given)
-    if roots:
-        graph.sort()
+    return given
 
 
 def _place(graph: ir.Graph, node: ir.Node, recorded: set[ir.Node], first: ir.Node | None) -> None:
     """Backward nodes follow the graph, in order; the `Shape` of a forward value follows its producer."""
     operand = node.inputs[0] if node.op_type == "Shape" else None
     producer = None if operand is None else operand.producer()
-    if operand is None or producer in recorded:
+    if operand is None or producer in recorded or (producer is not None and producer.graph is not graph):
         graph.append(node)
     elif producer is not None:
         graph.insert_after(producer, node)

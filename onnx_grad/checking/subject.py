@@ -17,6 +17,7 @@ from onnx_grad.checking.cutting import CutModel, cut_model, named_values
 from onnx_grad.checking.evaluators import Candidate
 from onnx_grad.checking.precision import PrecisionError, to_precision
 from onnx_grad.errors import NoPathWarning, OnnxGradError
+from onnx_grad.lowering import holds_training_operators
 from onnx_grad.prepare import prepare
 from onnx_grad.prepare.expand import expand_local_functions
 from onnx_grad.prepare.infer import infer
@@ -24,7 +25,7 @@ from onnx_grad.prepare.load import Model, load
 from onnx_grad.prepare.validate import opset_of, validate
 from onnx_grad.runtime import read_model
 from onnx_grad.selection import Names
-from onnx_grad.transforms import vjp
+from onnx_grad.transforms import lower, vjp
 
 # ONNX Runtime has no kernels for the forms that some operators had before this opset.
 OLDEST_RUNNABLE_OPSET = 7
@@ -101,6 +102,8 @@ class Subject:
         """
         light = load(model)
         validate(light.proto)
+        if holds_training_operators(ir.from_proto(light.proto)):
+            return cls.of_model(lower(read_model(model)), wrt, of, stop)
         lifted = (opset_of(light.proto) or OLDEST_RUNNABLE_OPSET) < OLDEST_RUNNABLE_OPSET
         if lifted:
             forward = prepare(model).model

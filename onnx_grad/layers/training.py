@@ -14,13 +14,19 @@ import onnx_ir as ir
 from onnx_grad import known
 from onnx_grad.batch_statistics import normalizes_by_its_input
 from onnx_grad.builder import METADATA_PREFIX, Builder, recording
-from onnx_grad.errors import InputError, ModelError, NoLayerWarning, UnknownNameError, UnsupportedOpError
+from onnx_grad.errors import (
+    InputError,
+    ModelError,
+    NoLayerWarning,
+    UnknownNameError,
+    UnsupportedOpError,
+    callers_level,
+)
 from onnx_grad.layers.batch_normalization import Updates, use_batch_statistics
 from onnx_grad.layers.dropout import activate_dropout
 from onnx_grad.prepare import Model, prepare
-from onnx_grad.prepare.lift import OLDEST_OPSET
 from onnx_grad.saving import check_target
-from onnx_grad.transforms.tracing import PathLike, callers_level, deliver, taken_names
+from onnx_grad.transforms.tracing import PathLike, builder, deliver
 
 # Keys of the model's metadata.
 _NOTES = ("training_layers", "seed", "updated_statistics")
@@ -185,7 +191,7 @@ def _put_into_training_mode(
     graph: ir.Graph, layers: Sequence[ir.Node], ratio: float | None, earlier_seed: Mapping[str, str]
 ) -> dict[str, dict[str, str]]:
     """Change `layers`, by the seed that the model may have already; returns what is to be noted in it."""
-    op = Builder(graph.opset_imports.setdefault("", OLDEST_OPSET), taken_names(graph))
+    op = builder(graph)
     notes = {str(node.name): node.op_type for node in layers}
     updates: Updates = {}
     seed = _seed(op, graph, earlier_seed) if "Dropout" in notes.values() else None

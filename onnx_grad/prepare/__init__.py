@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnx_grad.prepare.expand import expand_local_functions, expand_nodes
 from onnx_grad.prepare.generated_names import give_up_generated_names
+from onnx_grad.prepare.gradient_names import inline_training_functions
 from onnx_grad.prepare.infer import infer
 from onnx_grad.prepare.lift import is_old, lift
 from onnx_grad.prepare.load import Model, load
@@ -26,7 +27,7 @@ OLDEST_IR_VERSION = 10
 # Since this IR version, an initializer that is an input too can be overridden, and need not be one.
 _FIRST_OVERRIDABLE = 4
 
-__all__ = ["Forward", "Model", "prepare"]
+__all__ = ["Forward", "Model", "prepare", "prepare_light"]
 
 
 @dataclass
@@ -87,8 +88,13 @@ def prepare(model: Model) -> Forward:
     Raises:
         ModelError: What is wrong with the model, and where.
     """
-    light = load(model)
+    return prepare_light(load(model))
+
+
+def prepare_light(light: LightModel) -> Forward:
+    """The same for a model that is loaded; it may be changed."""
     validate(light.proto)
+    light.proto = inline_training_functions(light.proto)
     give_up_generated_names(light)
     make_constants_dense(light.proto.graph)
     if is_old(light.proto):

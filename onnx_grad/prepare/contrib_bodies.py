@@ -1,4 +1,4 @@
-"""Functions in onnx's text form with the shapes and types of ONNX Runtime's own operators.
+"""Functions in onnx's text form with the shapes and types that onnx's own inference does not give.
 
 Their inputs are x0, x1, … and their outputs y0, y1, …; what they compute does not matter.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import onnx
+from onnx.defs import AI_ONNX_PREVIEW_TRAINING_DOMAIN
 
 from onnx_grad.prepare.nodes import auto_pad, integer, integers
 
@@ -273,7 +274,15 @@ _CONTRIBUTED: dict[str, Body] = {
     "Trilu": _SAME,
 }
 
+
+def _gradient(node: onnx.NodeProto) -> Lines:
+    """A gradient is like the value that it is taken at, and those come first among the inputs."""
+    for index in range(min(len(node.input), len(node.output))):
+        yield f"y{index} = Identity(x{index})"
+
+
 BODIES: dict[tuple[str, str], Body] = {
+    (AI_ONNX_PREVIEW_TRAINING_DOMAIN, "Gradient"): _gradient,
     ("", "SimplifiedLayerNormalization"): _simplified_layer_normalization,
     **{(_MICROSOFT, op_type): body for op_type, body in _CONTRIBUTED.items()},
 }

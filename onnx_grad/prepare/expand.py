@@ -27,7 +27,7 @@ def expand_local_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
         for function in proto.functions
         if registry.lookup(function.domain, function.name).state is not State.RULE
     ]
-    return _inline(proto, callees) if callees else proto
+    return inline(proto, callees) if callees else proto
 
 
 def expand_nodes(proto: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
@@ -39,7 +39,7 @@ def expand_nodes(proto: onnx.ModelProto, names: Collection[str]) -> onnx.ModelPr
             the user.
     """
     calling, callees = call_bodies(proto, lambda node: node.name in names, dict(types_of(proto.graph)))
-    expanded = _inline(calling, callees)
+    expanded = inline(calling, callees)
     kept = [opset for opset in expanded.opset_import if opset.domain != DOMAIN]
     del expanded.opset_import[:]
     expanded.opset_import.extend(kept)
@@ -203,7 +203,8 @@ def types_of(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TypeProto]]:
                 yield from types_of(body)
 
 
-def _inline(proto: onnx.ModelProto, callees: list[tuple[str, str]]) -> onnx.ModelProto:
+def inline(proto: onnx.ModelProto, callees: list[tuple[str, str]]) -> onnx.ModelProto:
+    """`proto` with the calls of the given functions, by domain and name, replaced by their bodies."""
     try:
         return inline_selected_functions(proto, callees)
     except (RuntimeError, onnx.checker.ValidationError) as error:

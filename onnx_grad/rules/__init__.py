@@ -42,6 +42,7 @@ from onnx_grad.rules import (
     slicing,
     softmax,
     structure,
+    training,
     trigonometry,
     unpooling,
 )
@@ -94,6 +95,7 @@ __all__ = [
     "slicing",
     "softmax",
     "structure",
+    "training",
     "trigonometry",
     "unpooling",
 ]

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnx_grad import tidy
 from onnx_grad.builder import Builder
-from onnx_grad.errors import NoPathWarning
+from onnx_grad.errors import NoPathWarning, callers_level
 from onnx_grad.forward_mode import Push
 from onnx_grad.path import Path
 from onnx_grad.prepare import Model, prepare
@@ -21,7 +21,6 @@ from onnx_grad.transforms.reverse import check_scalar, differentiate, one
 from onnx_grad.transforms.tracing import (
     PathLike,
     builder,
-    callers_level,
     deliver,
     garbage_collector_paused,
     new_input,

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_grad import known, tidy
 from onnx_grad.backward import Cotangents, pull_back
 from onnx_grad.builder import Builder
-from onnx_grad.errors import NoPathWarning, NotDifferentiableError
+from onnx_grad.errors import NoPathWarning, NotDifferentiableError, callers_level
 from onnx_grad.path import Path
 from onnx_grad.prepare import Model, prepare
 from onnx_grad.registry import Quantization
@@ -21,7 +21,6 @@ from onnx_grad.selection import Names, Selection
 from onnx_grad.transforms.tracing import (
     PathLike,
     builder,
-    callers_level,
     deliver,
     garbage_collector_paused,
     new_input,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,8 +14,9 @@ import onnx_ir as ir
 import onnx_grad.rules  # noqa: F401  (fills the table)
 from onnx_grad import tidy
 from onnx_grad.batch_statistics import separate
-from onnx_grad.builder import Builder
+from onnx_grad.builder import Builder, taken_names
 from onnx_grad.errors import NotDifferentiableError, UnknownNameError, UnsupportedOpError
+from onnx_grad.lowering import lower_operators
 from onnx_grad.path import Path
 from onnx_grad.prepare import Forward, Model
 from onnx_grad.prepare.lift import OLDEST_OPSET
@@ -83,9 +83,13 @@ def expand_path(
 ) -> tuple[Forward, Selection, Path, set[str]]:
     """The path from `wrt` to `of` with all its functions expanded, and the operators that were.
 
-    Nodes on the path may still be blocked.
+    The standard's training operators are lowered wherever they are: what a `Gradient` depends on does not
+    show in what it reads. Nodes on the path may still be blocked.
     """
-    expanded: set[str] = set()
+    forward, lowered = lower_operators(forward)
+    if lowered:
+        forward = forward.inferred()
+    expanded = set(lowered.values())
     while True:
         graph = forward.model.graph
         try:
@@ -142,22 +146,3 @@ _ROLES = {"grad": "cotangent", "tangent": "tangent"}
 def builder(graph: ir.Graph, pushes: bool = False) -> Builder:
     """What records new nodes of `graph`; with `pushes`, to push tangents forward."""
     return Builder(graph.opset_imports.setdefault("", OLDEST_OPSET), taken_names(graph), pushes)
-
-
-def callers_level() -> int:
-    """How far up the stack the caller of the library is, seen from whoever asks."""
-    level, frame = 0, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("onnx_grad"):
-        level, frame = level + 1, frame.f_back
-    return level
-
-
-def taken_names(graph: ir.Graph) -> set[str]:
-    """Every name of a value or node in the model, subgraphs included."""
-    taken = {value.name for value in (*graph.inputs, *graph.initializers.values())}
-    for subgraph in graph.subgraphs():
-        taken.update(v.name for v in (*subgraph.inputs, *subgraph.initializers.values()))
-    for node in graph.all_nodes():
-        taken.add(node.name)
-        taken.update(value.name for value in node.outputs)
-    return {name for name in taken if name}

@@ -20,11 +20,10 @@ from onnx_grad.builder import Builder, recording
 from onnx_grad.errors import InputError, ModelError, UnknownNameError
 from onnx_grad.liveness import detach, live_nodes, read_values
 from onnx_grad.prepare import Forward, Model, prepare
-from onnx_grad.prepare.lift import OLDEST_OPSET
 from onnx_grad.prepare.sequences import handles_sequences
 from onnx_grad.registry import State
 from onnx_grad.saving import check_target
-from onnx_grad.transforms.tracing import PathLike, deliver, garbage_collector_paused, taken_names
+from onnx_grad.transforms.tracing import PathLike, builder, deliver, garbage_collector_paused
 
 Axes: TypeAlias = "int | Mapping[str, int | None]"
 
@@ -196,7 +195,7 @@ def _check_outputs(graph: ir.Graph, out_axes: Axes) -> None:
 
 def _vmap(graph: ir.Graph, request: _Request) -> None:
     """Replace the nodes that depend on what is mapped by their batched counterparts."""
-    op = Builder(graph.opset_imports.setdefault("", OLDEST_OPSET), taken_names(graph))
+    op = builder(graph)
     live = live_nodes(graph, graph.outputs)
     mapped = {name: _mapped_input(graph, request, name) for name in request.in_axes}
     with recording(op):
