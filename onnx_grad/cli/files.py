@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 from rich.markup import escape
@@ -29,8 +30,13 @@ def read_arrays(path: Path, names: list[str]) -> Arrays:
     return used
 
 
-def noted(model: onnx.ModelProto, key: str) -> dict[str, str]:
+def is_noted(model: onnx.ModelProto, key: str) -> bool:
+    """Whether a transform noted something in the metadata of its result."""
+    return any(entry.key == METADATA_PREFIX + key for entry in model.metadata_props)
+
+
+def noted(model: onnx.ModelProto, key: str) -> dict[str, Any]:
     """What a transform noted in the metadata of its result."""
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    notes: dict[str, str] = json.loads(metadata[METADATA_PREFIX + key])
+    notes: dict[str, Any] = json.loads(metadata[METADATA_PREFIX + key])
     return notes

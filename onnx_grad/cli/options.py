@@ -10,7 +10,7 @@ import typer
 from onnx_grad.registry import Quantization
 
 ModelFile = Annotated[Path, typer.Argument(metavar="IN", help="The forward model, an .onnx file.")]
-OutFile = Annotated[Path, typer.Argument(metavar="OUT", help="Where to write the gradient model.")]
+OutFile = Annotated[Path, typer.Argument(metavar="OUT", help="Where to write the transformed model.")]
 Wrt = Annotated[
     list[str] | None,
     typer.Option(

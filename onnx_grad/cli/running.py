@@ -15,7 +15,7 @@ from onnx_grad.cli.options import Json, ModelFile, Of, Quantize, Stop, Wrt, name
 from onnx_grad.cli.printing import described, errors, print_arrays, print_json
 from onnx_grad.errors import InputError
 from onnx_grad.registry import Quantization
-from onnx_grad.runtime import GradientFunction, is_gradient_model
+from onnx_grad.runtime import GradientFunction, Transform, is_gradient_model
 from onnx_grad.saving import check_target
 
 
@@ -27,12 +27,16 @@ def run(
         typer.Option(
             "--inputs",
             metavar="FILE.npz",
-            help="Arrays named after the graph's inputs, and after its cotangent inputs (<y>_grad).",
+            help="Arrays named after the graph's inputs, and after those of its directions: cotangents "
+            "(<y>_grad), tangents (<x>_tangent).",
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", metavar="FILE.npz", help="Where to write outputs and gradients.")
+        Path, typer.Option("--out", metavar="FILE.npz", help="Where to write outputs and derivatives.")
     ],
+    transform: Annotated[
+        Transform | None, typer.Option(help="How a forward model is differentiated. Default: vjp.")
+    ] = None,
     wrt: Wrt = None,
     of: Of = None,
     stop: Stop = None,
@@ -48,20 +52,17 @@ def run(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run a model and its gradients with ONNX Runtime.
+    """Run a model and its derivatives with ONNX Runtime.
 
-    IN is a forward model, which is differentiated first, or a model that vjp or grad wrote.
+    IN is a forward model, which is differentiated first, or a model that another command wrote.
     """
     with errors(as_json):
         check_target(out)
-        function = _gradient_function(model, wrt, of, stop, quantization, providers)
+        function = _gradient_function(model, transform, wrt, of, stop, quantization, providers)
         started = time.perf_counter()
         result = function(read_arrays(inputs, _fed_names(function)))
         seconds = time.perf_counter() - started
-        arrays = {
-            **result.values,
-            **{function.gradient_outputs[x]: dx for x, dx in result.gradients.items()},
-        }
+        arrays = dict(result.outputs)
         write_arrays(out, arrays)
         if as_json:
             print_json({"out": str(out), "seconds": seconds, "arrays": described(arrays)})
@@ -71,6 +72,7 @@ def run(
 
 def _gradient_function(
     model: Path,
+    transform: Transform | None,
     wrt: list[str] | None,
     of: list[str] | None,
     stop: list[str] | None,
@@ -79,12 +81,18 @@ def _gradient_function(
 ) -> GradientFunction:
     if not is_gradient_model(model):
         return GradientFunction(
-            model, names(wrt), names(of), stop=stop or (), quantization=quantization, providers=providers
+            model,
+            names(wrt),
+            names(of),
+            transform=transform or "vjp",
+            stop=stop or (),
+            quantization=quantization,
+            providers=providers,
         )
-    if wrt or of or stop or quantization:
+    if transform or wrt or of or stop or quantization:
         raise InputError(
-            f"'{model}' already is a gradient model, so --wrt, --of, --stop and --quantization do not apply; "
-            "run the forward model with them instead"
+            f"'{model}' already is a gradient model, so --transform, --wrt, --of, --stop and --quantization "
+            "do not apply; run the forward model with them instead"
         )
     return GradientFunction.from_gradient_model(model, providers=providers)
 

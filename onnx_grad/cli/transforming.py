@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +13,12 @@ import typer
 import onnx_grad
 from onnx_grad.builder import METADATA_PREFIX
 from onnx_grad.cli.application import app
-from onnx_grad.cli.files import check_other_file, noted
+from onnx_grad.cli.files import check_other_file, is_noted, noted
 from onnx_grad.cli.options import Json, ModelFile, Of, OutFile, Quantize, Stop, Wrt, names
 from onnx_grad.cli.printing import errors, print_json, print_rows, stderr
 from onnx_grad.errors import InputError
 from onnx_grad.registry import Quantization
+from onnx_grad.transforms.jacobians import Mode
 
 
 @app.command()
@@ -46,6 +47,66 @@ def grad(
 ) -> None:
     """Write the model with the gradients of one scalar output: no cotangent input is needed."""
     _transform(onnx_grad.grad, model, out, wrt, of, stop, quantization, as_json)
+
+
+@app.command()
+def jvp(
+    model: ModelFile,
+    out: OutFile,
+    wrt: Wrt = None,
+    of: Of = None,
+    stop: Stop = None,
+    quantization: Quantize = None,
+    as_json: Json = False,
+) -> None:
+    """Write the model with its tangents: tangent inputs <x>_tangent in, outputs <y>_tangent out."""
+    _transform(onnx_grad.jvp, model, out, wrt, of, stop, quantization, as_json)
+
+
+@app.command()
+def hvp(
+    model: ModelFile,
+    out: OutFile,
+    wrt: Wrt = None,
+    of: Of = None,
+    stop: Stop = None,
+    quantization: Quantize = None,
+    as_json: Json = False,
+) -> None:
+    """Write the model with products of a scalar's Hessian: inputs <x>_tangent in, outputs <x>_hvp out."""
+    _transform(onnx_grad.hvp, model, out, wrt, of, stop, quantization, as_json)
+
+
+@app.command()
+def jacobian(
+    model: ModelFile,
+    out: OutFile,
+    wrt: Wrt = None,
+    of: Of = None,
+    mode: Annotated[
+        Mode,
+        typer.Option(help="By rows, one for each element of y, or by columns, one for each element of x."),
+    ] = "auto",
+    stop: Stop = None,
+    quantization: Quantize = None,
+    as_json: Json = False,
+) -> None:
+    """Write the model with its Jacobians: outputs <y>_jacobian_<x>, of the shape of y, then of x."""
+    _transform(onnx_grad.jacobian, model, out, wrt, of, stop, quantization, as_json, mode=mode)
+
+
+@app.command()
+def hessian(
+    model: ModelFile,
+    out: OutFile,
+    wrt: Wrt = None,
+    of: Of = None,
+    stop: Stop = None,
+    quantization: Quantize = None,
+    as_json: Json = False,
+) -> None:
+    """Write the model with its Hessians: outputs <y>_hessian_<x1>_<x2>, of the shapes of all three."""
+    _transform(onnx_grad.hessian, model, out, wrt, of, stop, quantization, as_json)
 
 
 @app.command(name="training-mode")
@@ -102,13 +163,20 @@ def _transform(
     stop: list[str] | None,
     quantization: Quantization | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     with errors(as_json):
         check_other_file(model, out)
         started = time.perf_counter()
         with stderr.status("differentiating …"):
             result = transform(
-                model, names(wrt), names(of), stop=stop or (), quantization=quantization, save_as=out
+                model,
+                names(wrt),
+                names(of),
+                stop=stop or (),
+                quantization=quantization,
+                save_as=out,
+                **options,
             )
         seconds = time.perf_counter() - started
         summary = _summary(result, out, seconds)
@@ -118,25 +186,55 @@ def _transform(
             _print_summary(summary)
 
 
+# What transforms note in a model, what that is called, and whether it is an input or an output.
+_NOTES = {
+    "cotangents": ("cotangent", "input"),
+    "gradients": ("gradient", "output"),
+    "tangents": ("tangent", "input"),
+    "output_tangents": ("tangent", "output"),
+    "hessian_products": ("Hessian product", "output"),
+    "jacobians": ("Jacobian", "output"),
+    "hessians": ("Hessian", "output"),
+}
+
+
 def _summary(model: onnx.ModelProto, out: Path, seconds: float) -> dict[str, Any]:
-    serving = {METADATA_PREFIX + key for key in ("forward_node", "tensor")}
-    added = sum(any(entry.key in serving for entry in node.metadata_props) for node in model.graph.node)
+    """What there is to tell of a result; its notes are those of the last transform."""
+    own = {METADATA_PREFIX + key for key in ("forward_node", "tensor", "batched_node")}
+    added = sum(any(entry.key in own for entry in node.metadata_props) for node in model.graph.node)
+    outputs = {value.name for value in (*model.graph.input, *model.graph.output)}
+    notes = {kind: noted(model, kind) for kind in _NOTES if is_noted(model, kind)}
     return {
         "out": str(out),
         "bytes": out.stat().st_size,
         "seconds": seconds,
         "forward_nodes": len(model.graph.node) - added,
         "backward_nodes": added,
-        "cotangents": noted(model, "cotangents"),
-        "gradients": noted(model, "gradients"),
+        **{kind: names for kind, names in notes.items() if outputs.issuperset(_leaves(names))},
     }
 
 
 def _print_summary(summary: Mapping[str, Any]) -> None:
-    rows = [(tensor, "cotangent", f"input {name}") for tensor, name in summary["cotangents"].items()]
-    rows += [(tensor, "gradient", f"output {name}") for tensor, name in summary["gradients"].items()]
+    rows = [
+        (" by ".join(path), role, f"{place} {name}")
+        for kind, (role, place) in _NOTES.items()
+        for path, name in _paths(summary.get(kind, {}))
+    ]
     print_rows(
         f"{summary['out']}: {summary['forward_nodes']} forward and {summary['backward_nodes']} "
-        f"backward nodes, {summary['bytes']:,} bytes, in {summary['seconds']:.2f} s",
+        f"added nodes, {summary['bytes']:,} bytes, in {summary['seconds']:.2f} s",
         rows,
     )
+
+
+def _paths(names: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The names of inputs or outputs in a mapping of mappings, with the keys that lead there."""
+    for key, name in names.items():
+        if isinstance(name, str):
+            yield (key,), name
+        else:
+            yield from (((key, *path), leaf) for path, leaf in _paths(name))
+
+
+def _leaves(names: Mapping[str, Any]) -> list[str]:
+    return [name for _, name in _paths(names)]
