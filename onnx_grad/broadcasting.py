@@ -37,6 +37,10 @@ def undo_broadcast(op: Builder, cotangent: ir.Value, operand: ir.Value, result: 
     """
     if known.same_shape(operand, result):
         return cotangent
+    negated = op.negated(cotangent)
+    if negated is not None:
+        # A sum has fewer elements to negate.
+        return op.Neg(undo_broadcast(op, negated, operand, result))
     axes = _compare(operand, result)
     if axes is None or _Axis.UNDECIDED in axes:
         return _undo_at_run_time(op, cotangent, operand, result)

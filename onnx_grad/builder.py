@@ -294,6 +294,13 @@ class Builder:
         wide.shape = value.shape
         return wide
 
+    def negated(self, value: ir.Value) -> ir.Value | None:
+        """What `value` is the negative of, where a node built here negates it for nothing else yet."""
+        node = value.producer()
+        if node is None or node.op_type != "Neg" or node.graph is not None or value.uses():
+            return None
+        return node.inputs[0]
+
     def shape(self, value: ir.Value) -> ir.Value:
         """The shape of `value` as a 1-D int64 tensor: a constant where it is static."""
         static = known.static_shape(value)

@@ -151,7 +151,8 @@ def _linear_tangents(
     op: Builder, node: ir.Node, linearity: Linearity, arriving: Mapping[int, ir.Value]
 ) -> list[Pair] | None:
     """The node applied to the tangents of its operands; `None` where that has not the result's shape."""
-    if not linearity.factors:
+    factors = linearity.factors if linearity.factors is not None else range(len(node.inputs))
+    if not factors:
         together = linearity.together if linearity.together is not None else range(len(node.inputs))
         if linearity.broadcasts and any(index not in arriving for index in together):
             return None
@@ -162,7 +163,7 @@ def _linear_tangents(
         return list(zip(node.outputs, _applied(op, node, operands), strict=True))
     terms: list[ir.Value] = []
     added = {i: t for i, t in arriving.items() if i in linearity.added}
-    for factor in linearity.factors:
+    for factor in factors:
         if factor in arriving:
             operands = [
                 arriving[i] if i == factor else added.get(i) if i in linearity.added else x

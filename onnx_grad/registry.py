@@ -91,14 +91,14 @@ class Linearity:
 
     Attributes:
         together: Positions of the operands; `None` for all of them.
-        factors: Positions of the factors.
+        factors: Positions of the factors; `None` for all operands.
         added: Positions of what is added to their product, and may be left out.
         broadcasts: Whether operands are stretched to the shape of the result.
         unless: Tells of a node for which it does not hold.
     """
 
     together: tuple[int, ...] | None = ()
-    factors: tuple[int, ...] = ()
+    factors: tuple[int, ...] | None = ()
     added: tuple[int, ...] = ()
     broadcasts: bool = False
     unless: Callable[[ir.Node], bool] | None = None
@@ -292,14 +292,18 @@ def composition(
 def linear(
     *op_types: str,
     together: Sequence[int] | None = (),
-    factors: Sequence[int] = (),
+    factors: Sequence[int] | None = (),
     added: Sequence[int] = (),
     broadcasts: bool = False,
     unless: Callable[[ir.Node], bool] | None = None,
 ) -> None:
     """Declare of operators of the default domain, which have rules, that they are linear: see `Linearity`."""
     declared = Linearity(
-        None if together is None else tuple(together), tuple(factors), tuple(added), broadcasts, unless
+        None if together is None else tuple(together),
+        None if factors is None else tuple(factors),
+        tuple(added),
+        broadcasts,
+        unless,
     )
     for op_type in op_types:
         _table["", op_type] = replace(_table["", op_type], linearity=declared)

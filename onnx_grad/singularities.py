@@ -72,7 +72,7 @@ def meets_singularity(op: Builder, node: ir.Node) -> bool:
     """
     around = _neighbourhood(op)
     if op.pushes:
-        return around.comes_from(node, _is_singular)
+        return around.comes_from(node, around.breeds)
     return around.leads_to(node.outputs[0], _is_singular)
 
 
@@ -84,13 +84,14 @@ def is_elementwise(node: ir.Node) -> bool:
 def may_be_unused_at_singularity(op: Builder, node: ir.Node) -> bool:
     """Whether the derivative of `node` may be infinite or NaN at an element that is not used.
 
-    It is not used further on, or, where tangents are pushed forward, not before: its tangent is zero.
+    It is not used further on; or, where tangents are pushed forward, not before, so that its tangent is zero.
+    Then only a singularity of `node` itself matters: where an operand is not finite, nor is the result.
     """
     around = _neighbourhood(op)
+    if op.pushes:
+        return _is_singular(node) and around.comes_from(node, _selects)
     if not around.is_exposed(node):
         return False
-    if op.pushes:
-        return around.comes_from(node, _selects)
     return around.leads_to(node.outputs[0], _selects)
 
 
@@ -130,9 +131,9 @@ class _Neighbourhood:
 
     def is_exposed(self, node: ir.Node) -> bool:
         """Whether the derivative of `node` may be infinite or NaN."""
-        return self._breeds(node) or any(self._may_be_infinite(value) for value in _float_inputs(node))
+        return self.breeds(node) or any(self._may_be_infinite(value) for value in _float_inputs(node))
 
-    def _breeds(self, node: ir.Node) -> bool:
+    def breeds(self, node: ir.Node) -> bool:
         """Whether `node` may give infinities or NaN from finite operands, or have such a derivative."""
         if node.op_type in _NORMALIZING:
             return self._walk(_is_where, node.inputs[0], _producer, _is_where, _float_inputs)
@@ -140,7 +141,7 @@ class _Neighbourhood:
 
     def _may_be_infinite(self, value: ir.Value) -> bool:
         """Whether `value` may hold infinities or NaN that no operator before it selected out."""
-        return self._walk(_producer, value, _producer, self._breeds, _unselected_inputs)
+        return self._walk(_producer, value, _producer, self.breeds, _unselected_inputs)
 
     def _walk(
         self, question: object, start: ir.Value | None, nodes: Neighbours, target: Target, further: Further

@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from onnx_grad import known
 from onnx_grad.builder import METADATA_PREFIX, Builder
 from onnx_grad.liveness import detach, live_nodes
 from onnx_grad.prepare import OLDEST_IR_VERSION
@@ -60,6 +61,8 @@ def place(
     """
     given = _distinct_outputs(op, outputs)
     live = live_nodes(op.nodes, [*given, *roots])
+    if _stretch_where_read(live):
+        live = live_nodes(live, [*given, *roots])
     detach(set(op.nodes).difference(live))
     for value in op.initializers:
         if value.uses():
@@ -69,6 +72,32 @@ def place(
     for node in live:
         _place(graph, node, recorded, first)
     return given
+
+
+def _stretch_where_read(nodes: Sequence[ir.Node]) -> bool:
+    """Let operators that broadcast read what an `Expand` among `nodes` stretches; whether any does now.
+
+    Where their other operand has the shape that is stretched to, they stretch it themselves.
+    """
+    found = False
+    for node in nodes:
+        if node.op_type != "Expand" or node.domain != "":
+            continue
+        (stretched,), small = node.outputs, node.inputs[0]
+        for user, index in tuple(stretched.uses()):
+            if user.op_type not in _STRETCHING or user.domain != "" or small is None:
+                continue
+            if all(
+                value is not None and known.same_shape(value, stretched)
+                for position, value in enumerate(user.inputs)
+                if position != index
+            ):
+                user.replace_input_with(index, small)
+                found = True
+    return found
+
+
+_STRETCHING = frozenset("Add Sub Mul Div Equal Greater GreaterOrEqual Less LessOrEqual".split())
 
 
 def _place(graph: ir.Graph, node: ir.Node, recorded: set[ir.Node], first: ir.Node | None) -> None:

@@ -47,6 +47,7 @@ linear("Pad", together=(0,), added=(2,))
 linear("Concat", together=None)
 linear("Mul", factors=(0, 1), broadcasts=True)
 linear("MatMul", factors=(0, 1))
+linear("Einsum", factors=None)
 linear("Conv", "ConvTranspose", "Gemm", factors=(0, 1), added=(2,))
 
 

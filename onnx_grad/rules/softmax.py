@@ -10,10 +10,9 @@ from onnx_grad.registry import InputCotangent, gradient
 
 @gradient("Softmax")
 def softmax(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
-    """y = softmax(x): dx = y·dy − y·Σ y·dy along the axis; 0 where x = −∞ masks an element."""
+    """y = softmax(x): dx = y·(dy − Σ y·dy along the axis); 0 where x = −∞ masks an element."""
     (y,) = node.outputs
-    product = y * dy
-    return product - y * _row_sum(op, node, product)
+    return y * (dy - _row_sum(op, node, y * dy))
 
 
 @gradient("LogSoftmax")
