@@ -108,6 +108,8 @@ def by_rows(forward: Forward, request: Request) -> Jacobians:
         if rest:
             dy = new_input(op, graph, y, "grad")
             pulled = pull_back(op, path, graph, [(y, dy)])
+            if pulled.keys().isdisjoint(rest):
+                graph.inputs.remove(dy)
             for x in rest:
                 if x in pulled:
                     name = op.unique_name(f"{y.name}_grad_{x.name}")
@@ -127,6 +129,8 @@ def by_columns(forward: Forward, request: Request) -> Jacobians:
         (x,) = selection.wrt
         dx, push = new_input(op, graph, x, "tangent"), Push(path)
         tangents = push.forward(op, graph, [(x, dx)])
+        if tangents.keys().isdisjoint(map(push.current, selection.of)):
+            graph.inputs.remove(dx)
         outputs = []
         for y in map(push.current, selection.of):
             if y in tangents:
