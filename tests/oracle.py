@@ -173,6 +173,18 @@ def check_tangents(
     )
 
 
+def assert_dual(model: onnx.ModelProto, inputs: Arrays, rtol: float = 1e-9) -> None:
+    """⟨u, J·v⟩ = ⟨Jᵀ·u, v⟩ at `inputs` for random u and v, in the precision of the model."""
+    wrt = [x for x, a in inputs.items() if a.dtype.kind == "f"]
+    pulled = quiet_vjp(model, wrt)
+    seeds, names = given_names(pulled)
+    generator = np.random.default_rng(0)
+    values = evaluator(model)(inputs)
+    u = {y: np.asarray(generator.standard_normal(values[y].shape), values[y].dtype) for y in seeds}
+    gradients = evaluator(pulled)({**inputs, **{seeds[y]: u[y] for y in u}})
+    check_tangents(model, inputs, u, {x: gradients[names[x]] for x in wrt}, rtol, rtol)
+
+
 def gradients(
     model: onnx.ModelProto, inputs: Arrays, cotangents: Arrays, wrt: Sequence[str], **options: Any
 ) -> dict[str, np.ndarray]:

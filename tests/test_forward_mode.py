@@ -11,33 +11,13 @@ import pytest
 import onnx_grad
 from tests.graphs import input_names, operators, output_names, parse, run
 from tests.operator_forms import Form, normal, operator_forms
-from tests.oracle import (
-    SHAPE_KNOWLEDGE,
-    Arrays,
-    check_tangents,
-    evaluator,
-    given_names,
-    quiet_vjp,
-    with_shapes,
-)
+from tests.oracle import SHAPE_KNOWLEDGE, assert_dual, with_shapes
 
 # ONNX Runtime and the reference evaluator compute these in single precision, or not in double.
 IN_SINGLE = frozenset("Cast CastLike DFT DequantizeLinear LinearAttention STFT".split())
 NOT_IN_DOUBLE = frozenset("GlobalLpPool MaxRoiPool MeanVarianceNormalization".split())
 
 FORMS = [pytest.param(form, id=f"{form.operator}-{i}") for i, form in enumerate(operator_forms())]
-
-
-def assert_dual(model: onnx.ModelProto, inputs: Arrays, rtol: float = 1e-9) -> None:
-    """⟨u, J·v⟩ = ⟨Jᵀ·u, v⟩ at `inputs` for random u and v, in the precision of the model."""
-    wrt = [x for x, a in inputs.items() if a.dtype.kind == "f"]
-    pulled = quiet_vjp(model, wrt)
-    seeds, names = given_names(pulled)
-    generator = np.random.default_rng(0)
-    values = evaluator(model)(inputs)
-    u = {y: np.asarray(generator.standard_normal(values[y].shape), values[y].dtype) for y in seeds}
-    gradients = evaluator(pulled)({**inputs, **{seeds[y]: u[y] for y in u}})
-    check_tangents(model, inputs, u, {x: gradients[names[x]] for x in wrt}, rtol, rtol)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -68,10 +68,10 @@ def test_against_finite_differences(
     case: tuple[onnx.ModelProto, dict[str, np.ndarray]], knowledge: str, second: bool
 ) -> None:
     model, inputs = case
-    hypothesis.assume(not _has_ties(model))
+    hypothesis.assume(not has_ties(model))
     check(model, inputs, shapes=[knowledge], second_order=second, rtol=1e-5, atol=1e-6, step=1e-5)
 
 
-def _has_ties(model: onnx.ModelProto) -> bool:
+def has_ties(model: onnx.ModelProto) -> bool:
     """Whether a maximum is taken of equal operands, where differences on both sides disagree."""
     return any(node.op_type == "Max" and len(set(node.input)) < len(node.input) for node in model.graph.node)

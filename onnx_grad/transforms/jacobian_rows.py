@@ -23,6 +23,7 @@ from onnx_grad.forward_mode import Push
 from onnx_grad.liveness import live_nodes
 from onnx_grad.path import Path
 from onnx_grad.prepare import Forward
+from onnx_grad.pruning import prune
 from onnx_grad.registry import Quantization
 from onnx_grad.selection import Names
 from onnx_grad.transforms.elementwise import is_elementwise
@@ -170,8 +171,11 @@ def _batched(
             outputs.append(_zeros(op, found, request, y, x))
     _give_up(graph, products)
     tidy.insert(graph, op, outputs)
-    live = set(live_nodes(graph, graph.outputs))
-    remove(graph, [node for node in before if node.graph is graph and node not in live])
+    _remove_dead(graph, before)
+    if are_columns:
+        # Loops that handed tangents on have no more use for them; their batches are other nodes.
+        prune(graph)
+        _remove_dead(graph, before)
     _order_outputs(graph, found, request)
     return Jacobians(forward, found.names)
 
@@ -261,6 +265,12 @@ def _give_up(graph: ir.Graph, products: Iterable[_Product]) -> None:
         graph.inputs.remove(value)
     for value in [v for v in graph.outputs if v.name in outputs]:
         graph.outputs.remove(value)
+
+
+def _remove_dead(graph: ir.Graph, nodes: Iterable[ir.Node]) -> None:
+    """Take those of `nodes` from the graph that nothing needs any longer."""
+    live = set(live_nodes(graph, graph.outputs))
+    remove(graph, [node for node in nodes if node.graph is graph and node not in live])
 
 
 def _order_outputs(graph: ir.Graph, found: Jacobians, request: Request) -> None:
