@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 import onnx_grad
 from models import FOLDER
 from onnx_grad.cli import app
-from tests.graphs import output_names, parse
+from tests.graphs import input_names, output_names, parse
 
 ADD = str(FOLDER / "broadcast_add.onnx")
 
@@ -56,6 +56,36 @@ class TestTransforming:
         out = tmp_path / "out.onnx"
         assert command("grad", tmp_path / "in.onnx", out, "--wrt", "parameters").exit_code == 0
         assert output_names(onnx.load(out)) == ["y", "w_grad"]
+
+    @pytest.mark.parametrize(
+        ("name", "inputs", "outputs"),
+        [
+            ("jvp", ["a", "b", "a_tangent", "b_tangent"], ["z", "z_tangent"]),
+            ("jacobian", ["a", "b"], ["z", "z_jacobian_a", "z_jacobian_b"]),
+        ],
+    )
+    def test_derivatives(self, name: str, inputs: list[str], outputs: list[str], tmp_path: Path) -> None:
+        result = command(name, ADD, tmp_path / "out.onnx")
+        assert result.exit_code == 0
+        for added in (*inputs[2:], *outputs[1:]):
+            assert added in result.stdout
+        model = onnx.load(tmp_path / "out.onnx")
+        assert (input_names(model), output_names(model)) == (inputs, outputs)
+
+    def test_derivatives_of_a_scalar(self, tmp_path: Path) -> None:
+        energy = FOLDER / "energy.onnx"
+        assert command("hvp", energy, tmp_path / "hvp.onnx").exit_code == 0
+        assert output_names(onnx.load(tmp_path / "hvp.onnx")) == ["energy", "positions_hvp"]
+        summary = json.loads(command("hessian", energy, tmp_path / "hessian.onnx", "--json").stdout)
+        (by_name,) = summary["hessians"]["energy"].values()
+        assert by_name == {"positions": "energy_hessian_positions_positions"}
+        assert command("hvp", ADD, tmp_path / "out.onnx").exit_code == 2
+
+    def test_mode_of_a_jacobian(self, tmp_path: Path) -> None:
+        files = [tmp_path / f"{mode}.onnx" for mode in ("reverse", "forward")]
+        for file in files:
+            assert command("jacobian", ADD, file, "--wrt", "b", "--mode", file.stem).exit_code == 0
+        assert len({len(onnx.load(file).graph.node) for file in files}) == 2
 
     def test_several_names(self, tmp_path: Path) -> None:
         out = tmp_path / "out.onnx"
@@ -181,6 +211,14 @@ class TestRun:
         with np.load(out) as results:
             assert sorted(results.files) == ["b_grad", "z"]
             np.testing.assert_array_equal(results["b_grad"], [2, 2, 2])
+
+    def test_another_transform(self, tmp_path: Path) -> None:
+        a, b = np.ones((2, 3), np.float32), np.ones(3, np.float32)
+        given, out = tmp_path / "in.npz", tmp_path / "out.npz"
+        np.savez(given, a=a, b=b, a_tangent=a, b_tangent=b)
+        result = command("run", ADD, "--transform", "jvp", "--inputs", given, "--out", out)
+        assert result.exit_code == 0
+        np.testing.assert_array_equal(np.load(out)["z_tangent"], np.full((2, 3), 2, np.float32))
 
     def test_a_gradient_model(self, arrays: Path, tmp_path: Path) -> None:
         command("vjp", ADD, tmp_path / "gradient.onnx")

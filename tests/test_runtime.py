@@ -240,3 +240,50 @@ class TestRequests:
         options.intra_op_num_threads = 1
         function = GradientFunction(parse(PRODUCT), session_options=options)
         assert function.session.get_session_options().intra_op_num_threads == 1
+
+
+class TestOtherTransforms:
+    """What is given besides gradients; `tests.test_torch_func` looks at the numbers."""
+
+    def test_tangents(self) -> None:
+        function = GradientFunction(parse(PRODUCT), transform="jvp")
+        assert function.input_names == ("a", "b")
+        assert function.output_names == ("y",)
+        assert function.tangent_names == ("a", "b")
+        assert "tangents: 'a', 'b'" in repr(function)
+        result = function(a=A, b=B, tangents={"a": DY, "b": 0 * B})
+        np.testing.assert_array_equal(result.tangents["y"], DY * B)
+        assert dict(result.gradients) == {}
+        assert set(result.outputs) == {"y", "y_tangent"}
+
+    def test_a_tangent_that_is_missing(self) -> None:
+        function = GradientFunction(parse(PRODUCT), transform="jvp")
+        with pytest.raises(InputError, match=r"the tangent of 'b' is missing.*give tangents=\{'b': …\}"):
+            function(a=A, b=B, tangents={"a": DY})
+        with pytest.raises(InputError, match="there is no tangent 'c'"):
+            function(a=A, b=B, tangents={"c": DY})
+
+    def test_jacobians_by_output_and_input(self) -> None:
+        result = GradientFunction(parse(PRODUCT), "b", transform="jacobian")(a=A, b=B)
+        np.testing.assert_array_equal(result.jacobians["y"]["b"], np.einsum("ij,jk->ijk", A, np.eye(3)))
+
+    def test_hessians_by_output_and_inputs(self) -> None:
+        with pytest.warns(onnx_grad.NoPathWarning):
+            function = GradientFunction(parse(SCALAR), transform="hessian")
+        result = function(x=B, w=B)
+        np.testing.assert_array_equal(result.hessians["s"]["x"]["w"], np.eye(3))
+        np.testing.assert_array_equal(result.hessians["s"]["x"]["x"], np.zeros((3, 3)))
+
+    def test_a_batch_of_gradients(self) -> None:
+        each = onnx_grad.vmap(onnx_grad.vjp(parse(SCALAR)), {"x": 0, "s_grad": 0})
+        function = GradientFunction.from_gradient_model(each)
+        result = function(x=A, w=B, cotangents={"s": np.ones(2, np.float32)})
+        np.testing.assert_array_equal(result.gradients["w"], A)
+
+    def test_a_transform_that_is_not_there(self) -> None:
+        with pytest.raises(InputError, match="there is no transform 'curl'; there is: 'vjp'"):
+            GradientFunction(parse(PRODUCT), transform="curl")  # type: ignore[arg-type]
+
+    def test_gradient_models_are_known(self) -> None:
+        assert is_gradient_model(onnx_grad.jvp(parse(PRODUCT)))
+        assert not is_gradient_model(parse(PRODUCT))
