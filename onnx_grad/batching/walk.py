@@ -11,6 +11,7 @@ from onnx_grad.batching.control_flow import batch_bodies
 from onnx_grad.batching.dependence import check_batchable, dependents, is_sequential
 from onnx_grad.batching.emission import copied
 from onnx_grad.batching.operands import Batch, Operands
+from onnx_grad.batching.ranks import settle_ranks
 from onnx_grad.batching.registry import Entry, Result, lookup
 from onnx_grad.batching.sequential import example_by_example
 from onnx_grad.builder import Builder, recording
@@ -58,7 +59,7 @@ def batch(
     """Build the batched counterpart of every node that depends on a batched value.
 
     Args:
-        op: Builds the graph; `nodes` are left as they are.
+        op: Builds the graph; `nodes` are left as they are, save for ranks that are noted where none were.
         nodes: The nodes for one example in topological order, of a graph or recorded.
         batched: Values that they read with their batched counterparts, of shape [B, *shape of one].
         size: B, or a 1-D int64 value of one element that says so at run time.
@@ -70,6 +71,7 @@ def batch(
     Raises:
         UnsupportedOpError: Nodes cannot be batched; all of them are named, before anything is built.
     """
+    settle_ranks(nodes)
     marked = dependents(nodes, batched)
     check_batchable(nodes, marked)
     result = Batched(op, Batch(size, _dimension(size, batched.values())), batched)

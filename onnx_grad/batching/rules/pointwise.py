@@ -13,24 +13,24 @@ from onnx_grad.batching.registry import Result, batching
 from onnx_grad.batching.rules.folding import folded, unfolded
 from onnx_grad.builder import Builder
 
-_UNARY = (
+UNARY = (
     "Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu "
     "HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal RegexFullMatch Relu "
     "Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
 )
-_BROADCASTING = (
+BROADCASTING = (
     "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max "
     "Mean Min Mod Mul Or Pow StringConcat Sub Sum Where Xor"
 )
 
 
-@batching(*_UNARY.split())
+@batching(*UNARY.split())
 def unary(op: Builder, node: ir.Node, x: Operands) -> Result:
     """y = f(x): the same for every element of the batch."""
     return _on_fold(op, node, x) or again(op, node, x[0])
 
 
-@batching(*_BROADCASTING.split())
+@batching(*BROADCASTING.split())
 def broadcasting(op: Builder, node: ir.Node, x: Operands) -> Result:
     """y = f(a, b, …): operands of fewer axes get axes of length 1 behind the batch axis."""
     return _on_fold(op, node, x) or again(op, node, *aligned(op, node, x))
