@@ -86,6 +86,8 @@ def _broadcasting() -> Iterator[MappedForm]:
     yield from _over_each("PRelu", "ab", normal(2, 3, 4), normal(3, 1))
     yield from _over_each("Clip", "abc", x, np.array(-0.5), np.array(0.5))
     yield _mapped("Clip", "ac", row, None, np.array(0.5))
+    yield from _over_each("Dropout", "ab", x, np.array(0.5), np.array(False), outputs=2)
+    yield _mapped("Dropout", "b", x, np.array(0.5), outputs=2)
     yield _mapped("And", "a", x > 0, row > 0)
     yield _mapped("Equal", "ab", integers(1, 2, 3), integers(2, 2, 3))
     yield _mapped("IsNaN", "a", x)

@@ -224,6 +224,21 @@ def test_random_numbers_of_no_input_are_the_same_for_all_examples() -> None:
     assert (y[0] != y[1]).any()
 
 
+def test_dropout_by_the_ratio_of_each_example() -> None:
+    model = parse("""
+        g (float[4000] x, float p, bool t) => (float[4000] y, bool[4000] m) {
+            y, m = Dropout <seed = 3> (x, p, t)
+        }
+    """)
+    inputs = {"x": np.ones(4000, np.float32), "p": np.array([0.0, 0.25, 0.75], np.float32)}
+    outputs = run(onnx_grad.vmap(model, {"p": 0}), inputs | {"t": np.array(True)})
+    np.testing.assert_allclose(outputs["m"].mean(axis=1), [1.0, 0.75, 0.25], atol=0.04)
+    np.testing.assert_allclose(outputs["y"], outputs["m"] / (1 - inputs["p"][:, None]), rtol=1e-6)
+    outputs = run(onnx_grad.vmap(model, {"p": 0, "t": 0}), inputs | {"t": np.array([True, False, True])})
+    assert (outputs["y"][1] == 1).all()
+    assert outputs["m"][1].all()
+
+
 def test_sequences_over_tensors() -> None:
     model = parse("""
         g (float[4,3] x) => (float[4,3] y) {

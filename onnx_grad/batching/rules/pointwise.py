@@ -10,7 +10,7 @@ from onnx_grad.batching.emission import again
 from onnx_grad.batching.folds import common_fold, folded_into
 from onnx_grad.batching.operands import Operands
 from onnx_grad.batching.registry import Result, batching
-from onnx_grad.batching.rules.folding import folded, unfolded
+from onnx_grad.batching.rules.folding import unfolded
 from onnx_grad.builder import Builder
 
 UNARY = (
@@ -83,26 +83,6 @@ def clip(op: Builder, node: ir.Node, x: Operands) -> Result:
             bound = aligned_to(op, x, index, rank_of(op, x, 0))
             result = op.Where(beyond(result, bound), bound, result)
     return result
-
-
-@batching("Dropout")
-def dropout(op: Builder, node: ir.Node, x: Operands) -> Result:
-    """y = x·m/(1 − p): each example has a mask of its own."""
-    if not x.only(0):
-        return None
-    return again(op, node, *x.all())
-
-
-@batching("Bernoulli", "RandomNormalLike", "RandomUniformLike")
-def random_like(op: Builder, node: ir.Node, x: Operands) -> Result:
-    """Draws of the shape of x: each example has its own."""
-    return again(op, node, x[0])
-
-
-@batching("Multinomial")
-def multinomial(op: Builder, node: ir.Node, x: Operands) -> Result:
-    """Draws by row: each example has its own."""
-    return folded(op, node, x, [0])
 
 
 @batching("DequantizeLinear", "QuantizeLinear")
