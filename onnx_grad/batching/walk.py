@@ -16,6 +16,7 @@ from onnx_grad.batching.registry import Entry, Result, lookup
 from onnx_grad.batching.sequential import example_by_example
 from onnx_grad.builder import Builder, recording
 from onnx_grad.errors import RuleError
+from onnx_grad.liveness import read_values
 from onnx_grad.wiring import wiring
 
 
@@ -27,27 +28,29 @@ class Batched(Mapping[ir.Value, ir.Value]):
 
     Attributes:
         batch: The batch axis.
+        batched: The counterparts that are batches.
+        shared: Those that all examples share.
         counterparts: Every value that was computed again, those of bodies included, with its counterpart.
     """
 
     def __init__(self, op: Builder, batch: Batch, batched: Mapping[ir.Value, ir.Value]) -> None:
         self.batch = batch
         self.counterparts: list[tuple[ir.Value, ir.Value]] = []
+        self.batched = dict(batched)
+        self.shared: dict[ir.Value, ir.Value] = {}
         self._op = op
-        self._batched = dict(batched)
-        self._shared: dict[ir.Value, ir.Value] = {}
 
     def __getitem__(self, value: ir.Value) -> ir.Value:
-        if value not in self._batched and value in self._shared:
-            return self.batch.repeated(self._op, self._shared[value])
-        return self._batched[value]
+        if value in self.shared:
+            return self.batch.repeated(self._op, self.shared[value])
+        return self.batched[value]
 
     def __iter__(self) -> Iterator[ir.Value]:
-        yield from self._batched
-        yield from (value for value in self._shared if value not in self._batched)
+        yield from self.batched
+        yield from self.shared
 
     def __len__(self) -> int:
-        return len(self._batched.keys() | self._shared.keys())
+        return len(self.batched) + len(self.shared)
 
 
 def batch(
@@ -110,7 +113,7 @@ class Walk:
         """
         with recording(self.op):
             for node in nodes:
-                if every or any(self._is_known(value) for value in _read(node)):
+                if every or any(map(self._is_known, read_values(node))):
                     with self.op.batching(node, node.name or node.op_type):
                         self._build(node)
 
@@ -120,42 +123,40 @@ class Walk:
 
     def value(self, value: ir.Value) -> ir.Value:
         """The counterpart of a value, batched or shared."""
-        return self._result._batched.get(value) or self.shared(value)
+        return self._result.batched.get(value) or self.shared(value)
 
     def shared(self, value: ir.Value) -> ir.Value:
         """What is read in place of a value that is the same for all examples."""
-        return self._result._shared.get(value, value)
+        return self._result.shared.get(value, value)
 
     def repeated(self, value: ir.Value) -> ir.Value:
         """The counterpart of a value as a batch in any case."""
-        found = self._result._batched.get(value)
+        found = self._result.batched.get(value)
         return self.batch.repeated(self.op, self.shared(value)) if found is None else found
 
     def is_batched(self, value: ir.Value) -> bool:
         """Whether the counterpart of a value is a batch."""
-        return value in self._result._batched
+        return value in self._result.batched
 
     def note(self, value: ir.Value, counterpart: ir.Value, batched: bool) -> None:
         """Note the counterpart of a value."""
         if batched:
             self.batch.annotate(counterpart, value)
-            self._result._batched[value] = counterpart
+            self._result.batched[value] = counterpart
         else:
             if counterpart.shape is None:
                 counterpart.shape = value.shape
             if counterpart.type is None:
                 counterpart.type = value.type
-            self._result._shared[value] = counterpart
+            self._result.shared[value] = counterpart
         self._result.counterparts.append((value, counterpart))
 
     def _is_known(self, value: ir.Value) -> bool:
-        return value in self._result._batched or value in self._result._shared
+        return value in self._result.batched or value in self._result.shared
 
     def _build(self, node: ir.Node) -> None:
         entry = lookup(node)
-        read = [value for i, value in enumerate(node.inputs) if value is not None]
-        batched = any(map(self.is_batched, (*read, *known.captured_values(node))))
-        if not batched:
+        if not any(map(self.is_batched, read_values(node))):
             self._note_all(node, copied(self.op, node, self.shared).outputs, batched=False)
             return
         if wiring(node) is not None and not is_sequential(node, self.marked):
@@ -169,7 +170,7 @@ class Walk:
 
     def _apply(self, entry: Entry, node: ir.Node) -> Sequence[ir.Value | None] | None:
         """What the rule gives; `None` where it leaves the node to a `Scan`."""
-        x = Operands(self.op, node, self.batch, self._result._batched, self._result._shared)
+        x = Operands(self.op, node, self.batch, self._result.batched, self._result.shared)
         if entry.rule is None or any(x.is_batched(index) for index in entry.sizes):
             return None
         result: Result = entry.rule(self.op, node, x)
@@ -186,8 +187,3 @@ class Walk:
         for output, result in zip(node.outputs, results, strict=False):
             if output.name and result is not None:
                 self.note(output, result, batched)
-
-
-def _read(node: ir.Node) -> Iterator[ir.Value]:
-    yield from (value for value in node.inputs if value is not None)
-    yield from known.captured_values(node)
