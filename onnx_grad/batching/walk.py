@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from onnx_grad import known
+from onnx_grad.batching.compositions import by_composition
 from onnx_grad.batching.control_flow import batch_bodies
 from onnx_grad.batching.dependence import check_batchable, dependents, is_sequential
 from onnx_grad.batching.emission import copied
@@ -96,10 +97,12 @@ class Walk:
         op: Builds the batched graph.
         result: Where the counterparts are noted.
         marked: The values that differ between the examples.
+        is_of_model: Whether the nodes are of the model, so that their counterparts are noted for their names.
     """
 
-    def __init__(self, op: Builder, result: Batched, marked: set[ir.Value]) -> None:
+    def __init__(self, op: Builder, result: Batched, marked: set[ir.Value], is_of_model: bool = True) -> None:
         self.op = op
+        self._is_of_model = is_of_model
         self.batch = result.batch
         self.marked = marked
         self._result = result
@@ -119,7 +122,11 @@ class Walk:
 
     def inside(self, op: Builder) -> Walk:
         """The same for a body that `op` builds."""
-        return Walk(op, self._result, self.marked)
+        return Walk(op, self._result, self.marked, self._is_of_model)
+
+    def beside_model(self) -> Walk:
+        """The same for nodes that only serve to be batched."""
+        return Walk(self.op, self._result, self.marked, is_of_model=False)
 
     def value(self, value: ir.Value) -> ir.Value:
         """The counterpart of a value, batched or shared."""
@@ -149,7 +156,8 @@ class Walk:
             if counterpart.type is None:
                 counterpart.type = value.type
             self._result.shared[value] = counterpart
-        self._result.counterparts.append((value, counterpart))
+        if self._is_of_model:
+            self._result.counterparts.append((value, counterpart))
 
     def _is_known(self, value: ir.Value) -> bool:
         return value in self._result.batched or value in self._result.shared
@@ -164,6 +172,8 @@ class Walk:
             return
         results = self._apply(entry, node)
         differs = any(y in self.marked for y in node.outputs)
+        if results is None:
+            results = by_composition(self, node)
         if results is None:
             results = example_by_example(self.op, node, self.batch, self.value, self.is_batched)
         self._note_all(node, results, batched=differs)

@@ -205,7 +205,7 @@ def _name_as_before(op: Builder, batched: Batched, outputs: Collection[str]) -> 
         before, after = value.producer(), counterpart.producer()
         if after is None or counterpart in named or value.name in outputs:
             continue
-        if after in new or value.graph is None:
+        if after in new:
             named.add(counterpart)
             counterpart.name = value.name
         if before is not None and before.outputs[0] is value:
