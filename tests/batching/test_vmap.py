@@ -102,6 +102,17 @@ def test_an_initializer_is_mapped_over_its_own_axis() -> None:
     np.testing.assert_allclose(run(both, {"x": X})["y"], expected, rtol=1e-6)
 
 
+def test_an_input_with_a_default_that_is_mapped_keeps_it() -> None:
+    model = parse("""
+        g (float[3,2] w, float[2] s) => (float[a,2] y) <float[3,2] w = {1, 2, 3, 4, 5, 6}> { y = Mul(s, w) }
+    """)
+    batched = onnx_grad.vmap(model, {"w": 0})
+    assert input_names(batched) == ["w", "s"]
+    weights = np.arange(1, 7, dtype=np.float32).reshape(3, 2)
+    np.testing.assert_allclose(run(batched, {"s": T})["y"], weights * T)
+    np.testing.assert_allclose(run(batched, {"s": T, "w": weights + 1})["y"], (weights + 1) * T)
+
+
 def test_different_numbers_of_examples_fail_when_the_model_runs() -> None:
     model = parse("g (float[2] x, float[2] y) => (float[2] z) { z = Add(x, y) }")
     batched = onnx_grad.vmap(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnx_grad import known
-from onnx_grad.batching.axes import aligned, aligned_to, rank_of
+from onnx_grad.batching.axes import aligned, aligned_to, rank_of, shifted
 from onnx_grad.batching.emission import again
 from onnx_grad.batching.folds import common_fold, folded_into
 from onnx_grad.batching.operands import Operands
@@ -87,13 +87,14 @@ def clip(op: Builder, node: ir.Node, x: Operands) -> Result:
 
 @batching("DequantizeLinear", "QuantizeLinear")
 def quantization(op: Builder, node: ir.Node, x: Operands) -> Result:
-    """By one scale and zero point, or by those along an axis, which all examples share."""
-    if not x.only(0):
-        return None
+    """By one scale and zero point, which along the batch axis may differ, or by shared ones along an axis."""
     axis = node.attributes.get_int("axis", 1)
     block = node.attributes.get_int("block_size", 0)
-    if x.rank(1) == 0:
+    if x.only(0) and x.rank(1) == 0:
         return again(op, node, *x.all())
-    if block or known.rank(known.operand(node, 0)) is None:
+    if block or x.rank(0) is None or x.rank(1) is None:
         return None
-    return again(op, node, *x.all(), axis=axis + 1 if axis >= 0 else axis)
+    if x.rank(1) == 0:
+        zero_point = None if x.get(2) is None else x.repeated(2)
+        return again(op, node, x.repeated(0), x.repeated(1), zero_point, axis=0)
+    return again(op, node, *x.all(), axis=shifted(axis)) if x.only(0) else None
