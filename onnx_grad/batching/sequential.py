@@ -59,6 +59,8 @@ def example_by_example(
         body=body,
         num_scan_inputs=len(sliced),
     )
+    for stack, y in zip(stacks, written, strict=True):
+        stack.type = y.type
     scan = stacks[0].producer()
     if scan is not None:
         scan.metadata_props[SEQUENTIAL] = f"{node.domain}.{node.op_type}" if node.domain else node.op_type

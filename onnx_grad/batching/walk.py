@@ -153,7 +153,7 @@ class Walk:
         else:
             if counterpart.shape is None:
                 counterpart.shape = value.shape
-            if counterpart.type is None:
+            if value.type is not None:
                 counterpart.type = value.type
             self._result.shared[value] = counterpart
         if self._is_of_model:

@@ -7,9 +7,11 @@ import hypothesis.strategies as st
 import numpy as np
 import onnx
 
+import onnx_grad
 from tests.batching.examples import batch_of, check, one_by_one
 from tests.oracle import SHAPE_KNOWLEDGE, given_names, quiet_vjp, with_shapes
 from tests.test_random_graphs import graphs
+from tests.test_random_programs import programs
 
 Array = np.ndarray
 
@@ -35,3 +37,39 @@ def test_gradients(case: tuple[onnx.ModelProto, dict[str, Array]], knowledge: st
     cotangents, _ = given_names(gradient)
     seeds = {cotangents[y]: np.cos(np.arange(values[y].size)).reshape(values[y].shape) for y in outputs}
     check(gradient, mapped | seeds, dict.fromkeys([*mapped, *seeds], 0))
+
+
+@hypothesis.given(
+    case=programs(), knowledge=st.sampled_from(SHAPE_KNOWLEDGE), names=st.sampled_from(["a", "b", "ab"])
+)
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_programs_of_control_flow(
+    case: tuple[onnx.ModelProto, dict[str, Array]], knowledge: str, names: str
+) -> None:
+    model, inputs = case
+    mapped = inputs | {name: batch_of(inputs[name]) for name in names}
+    try:
+        check(with_shapes(model, knowledge), mapped, dict.fromkeys(names, 0))
+    except onnx_grad.UnsupportedOpError as refused:
+        if "number of its iterations differs" not in str(refused):
+            raise
+
+
+@hypothesis.given(
+    case=programs(), knowledge=st.sampled_from(SHAPE_KNOWLEDGE), names=st.sampled_from(["", "a"])
+)
+@hypothesis.settings(max_examples=20, deadline=None)
+def test_gradients_of_control_flow(
+    case: tuple[onnx.ModelProto, dict[str, Array]], knowledge: str, names: str
+) -> None:
+    model, inputs = case
+    outputs = [output.name for output in model.graph.output]
+    gradient = quiet_vjp(with_shapes(model, knowledge), sorted(inputs), outputs)
+    mapped = inputs | {name: batch_of(inputs[name]) for name in names}
+    cotangents, _ = given_names(gradient)
+    seeds = {cotangents[y]: batch_of(np.cos(np.arange(2.0) + i)) for i, y in enumerate(outputs)}
+    try:
+        check(gradient, mapped | seeds, dict.fromkeys([*names, *seeds], 0))
+    except onnx_grad.UnsupportedOpError as refused:
+        if "number of its iterations differs" not in str(refused):
+            raise
