@@ -16,7 +16,7 @@ class ModelError(OnnxGradError):
 
 
 class UnknownNameError(OnnxGradError):
-    """A name in `wrt`, `of` or `stop` is not a tensor of the model, or one in `layers` is no layer."""
+    """A name that was given is not a tensor, an input, an output or a layer of the model."""
 
     @classmethod
     def near(cls, role: str, name: str, known: Iterable[str], kind: str = "tensor") -> UnknownNameError:
@@ -36,15 +36,15 @@ class NotDifferentiableError(OnnxGradError):
 
 
 class UnsupportedOpError(OnnxGradError):
-    """Operators on the way from `wrt` to `of` that cannot be differentiated, all of them at once."""
+    """Operators that cannot be differentiated on the way, or cannot be batched, all of them at once."""
 
 
 class RuleError(OnnxGradError):
-    """A gradient rule broke its contract: its result does not match the node it differentiates."""
+    """A gradient or batching rule broke its contract: its result does not match the node."""
 
 
 class InputError(OnnxGradError):
-    """An array given at run time has the wrong name, shape or dtype."""
+    """An array or option that was given has the wrong name, shape, dtype or value."""
 
 
 class RuntimeUnavailableError(OnnxGradError):

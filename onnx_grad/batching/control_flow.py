@@ -45,6 +45,7 @@ def _if(walk: Walk, node: ir.Node) -> None:
         "If", walk.shared(known.operand(node, 0)), outputs=len(given), shared=False, **branches
     )
     for output, result in zip(given, results, strict=True):
+        result.type = output.type
         walk.note(output, result, output in walk.marked)
 
 
@@ -112,6 +113,8 @@ def _run(
     own = attributes(node) | {"body": graph} | changes
     count = len(iteration(node).states) + len(iteration(node).writes)
     results: tuple[ir.Value, ...] = walk.op.node(node.op_type, *operands, outputs=count, shared=False, **own)
+    for result, output in zip(results, node.outputs, strict=True):
+        result.type = output.type
     return results
 
 

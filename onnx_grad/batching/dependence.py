@@ -33,7 +33,7 @@ def check_batchable(nodes: Iterable[ir.Node], marked: set[ir.Value]) -> None:
     Raises:
         UnsupportedOpError: Some cannot; all of them are named.
     """
-    found = list(_refusals(nodes, marked))
+    found = list(refusals(nodes, marked))
     if found:
         lines = [f"  node '{node.name}' ({node.op_type}): {reason}" for node, reason in found]
         raise UnsupportedOpError(
@@ -80,14 +80,15 @@ def _deciding(node: ir.Node) -> list[ir.Value]:
     return [value for value in found if value is not None]
 
 
-def _refusals(nodes: Iterable[ir.Node], marked: set[ir.Value]) -> Iterator[tuple[ir.Node, str]]:
+def refusals(nodes: Iterable[ir.Node], marked: set[ir.Value]) -> Iterator[tuple[ir.Node, str]]:
+    """The nodes with batched operands that cannot be batched, those of bodies included, with the reason."""
     for node in nodes:
         reason = _refusal(node, marked)
         if reason is not None:
             yield node, reason
         elif wiring(node) is not None and not is_sequential(node, marked):
             for body in bodies(node):
-                yield from _refusals(body, marked)
+                yield from refusals(body, marked)
 
 
 def _refusal(node: ir.Node, marked: set[ir.Value]) -> str | None:

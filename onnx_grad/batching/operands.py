@@ -38,7 +38,7 @@ class Batch:
         """Note of a batched `value` the shape and the type that follow from those of an example."""
         if example.shape is not None:
             value.shape = self.shape(example)
-        if value.type is None and example.type is not None:
+        if example.type is not None:
             value.type = example.type
 
     def repeated(self, op: Builder, value: ir.Value) -> ir.Value:

@@ -26,13 +26,17 @@ def sliced_initializers(
     del graph.value_info[:]
     for output in graph.output:
         output.type.tensor_type.ClearField("shape")
-    inputs = [value for value in graph.input if value.name not in tensors]
+    slices = {name: _slice(name, tensor, axes[name]) for name, tensor in tensors.items()}
+    inputs = [slices.pop(value.name, value) for value in graph.input]
     initializers = [tensor for tensor in graph.initializer if tensor.name not in tensors]
     del graph.input[:], graph.initializer[:]
-    graph.input.extend(inputs)
+    graph.input.extend([*inputs, *slices.values()])
     graph.initializer.extend(initializers)
-    for name, tensor in tensors.items():
-        shape = [d if isinstance(d, int) else d.value for d in tensor.shape]
-        del shape[axes[name]]
-        graph.input.append(onnx.helper.make_tensor_value_info(name, int(tensor.dtype), shape))
     return copy
+
+
+def _slice(name: str, tensor: ir.TensorProtocol, axis: int) -> onnx.ValueInfoProto:
+    """The input that is a slice of an initializer."""
+    shape = [d if isinstance(d, int) else d.value for d in tensor.shape]
+    del shape[axis]
+    return onnx.helper.make_tensor_value_info(name, int(tensor.dtype), shape)

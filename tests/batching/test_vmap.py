@@ -102,6 +102,17 @@ def test_an_initializer_is_mapped_over_its_own_axis() -> None:
     np.testing.assert_allclose(run(both, {"x": X})["y"], expected, rtol=1e-6)
 
 
+def test_an_input_with_a_default_that_is_mapped_keeps_it() -> None:
+    model = parse("""
+        g (float[3,2] w, float[2] s) => (float[a,2] y) <float[3,2] w = {1, 2, 3, 4, 5, 6}> { y = Mul(s, w) }
+    """)
+    batched = onnx_grad.vmap(model, {"w": 0})
+    assert input_names(batched) == ["w", "s"]
+    weights = np.arange(1, 7, dtype=np.float32).reshape(3, 2)
+    np.testing.assert_allclose(run(batched, {"s": T})["y"], weights * T)
+    np.testing.assert_allclose(run(batched, {"s": T, "w": weights + 1})["y"], (weights + 1) * T)
+
+
 def test_different_numbers_of_examples_fail_when_the_model_runs() -> None:
     model = parse("g (float[2] x, float[2] y) => (float[2] z) { z = Add(x, y) }")
     batched = onnx_grad.vmap(model)
@@ -222,6 +233,21 @@ def test_random_numbers_of_no_input_are_the_same_for_all_examples() -> None:
     model = parse("g (float[4] x) => (float[4] y) { y = RandomNormalLike(x) }")
     y = run(onnx_grad.vmap(model), {"x": np.zeros((3, 4), np.float32)})["y"]
     assert (y[0] != y[1]).any()
+
+
+def test_dropout_by_the_ratio_of_each_example() -> None:
+    model = parse("""
+        g (float[4000] x, float p, bool t) => (float[4000] y, bool[4000] m) {
+            y, m = Dropout <seed = 3> (x, p, t)
+        }
+    """)
+    inputs = {"x": np.ones(4000, np.float32), "p": np.array([0.0, 0.25, 0.75], np.float32)}
+    outputs = run(onnx_grad.vmap(model, {"p": 0}), inputs | {"t": np.array(True)})
+    np.testing.assert_allclose(outputs["m"].mean(axis=1), [1.0, 0.75, 0.25], atol=0.04)
+    np.testing.assert_allclose(outputs["y"], outputs["m"] / (1 - inputs["p"][:, None]), rtol=1e-6)
+    outputs = run(onnx_grad.vmap(model, {"p": 0, "t": 0}), inputs | {"t": np.array([True, False, True])})
+    assert (outputs["y"][1] == 1).all()
+    assert outputs["m"][1].all()
 
 
 def test_sequences_over_tensors() -> None:

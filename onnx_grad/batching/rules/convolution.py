@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnx_grad import known
 from onnx_grad.batching.axes import merged
 from onnx_grad.batching.emission import again
 from onnx_grad.batching.extents import extents, product
@@ -26,43 +25,46 @@ def convolution(op: Builder, node: ir.Node, x: Operands) -> Result:
     """
     if x.only(0):
         return folded(op, node, x, [0])
-    rank = known.rank(known.operand(node, 0))
-    result = None if rank is None else _without_bias(op, node, x)
-    if result is None or rank is None or x.get(2) is None:
-        return result
-    return result + by_channel(op, x, 2, rank)
-
-
-def _without_bias(op: Builder, node: ir.Node, x: Operands) -> ir.Value | None:
     if not x.is_batched(1):
-        if not x.is_batched(0):
-            return again(op, node, x[0], x[1])[0]
-        lengths = lengths_of(x[0], 0)
-        (result,) = again(op, node, folded_into(op, x[0], 0), x[1])
-        return unfolded(op, node.outputs[0], result, 0, lengths)
-    if _shares_images(node, x):
+        return _with_biases(op, node, x)
+    if not x.is_batched(0) and node.attributes.get_int("group", 1) == 1:
         return _filters_as_channels(op, node, x)
     if isinstance(x.batch.size, int):
-        return _examples_as_groups(op, node, x)
-    return by_columns(op, node, x) if node.op_type == "Conv" else None
+        return _examples_as_groups(op, node, x, x.batch.size)
+    return _with_columns(op, node, x)
 
 
-def _shares_images(node: ir.Node, x: Operands) -> bool:
-    """Whether all filters of all examples meet the same images."""
-    return not x.is_batched(0) and node.attributes.get_int("group", 1) == 1
+def _with_biases(op: Builder, node: ir.Node, x: Operands) -> ir.Value | None:
+    """Only the bias differs between the examples, and the images may."""
+    rank = x.rank(0)
+    if rank is None:
+        return None
+    if x.is_batched(0):
+        (plain,) = again(op, node, folded_into(op, x[0], 0), x[1])
+        plain = unfolded(op, node.outputs[0], plain, 0, lengths_of(x[0], 0))
+    else:
+        (plain,) = again(op, node, x[0], x[1])
+    return plain + by_channel(op, x, 2, rank)
 
 
 def _filters_as_channels(op: Builder, node: ir.Node, x: Operands) -> ir.Value:
+    """All filters of all examples meet the same images."""
     axis = 0 if node.op_type == "Conv" else 1
-    (result,) = again(op, node, x[0], folded_into(op, x[1], axis))
+    (result,) = again(op, node, x[0], folded_into(op, x[1], axis), _biases(op, x))
     return _by_channels(op, node, x, result)
 
 
-def _examples_as_groups(op: Builder, node: ir.Node, x: Operands) -> ir.Value:
-    groups = node.attributes.get_int("group", 1) * int(x.batch.size)  # type: ignore[arg-type]
+def _examples_as_groups(op: Builder, node: ir.Node, x: Operands, size: int) -> ir.Value:
+    """The channels of one example are a group."""
+    groups = node.attributes.get_int("group", 1) * size
     images = folded_into(op, x.repeated(0), 1)
-    (result,) = again(op, node, images, merged(op, x[1]), group=groups)
+    (result,) = again(op, node, images, merged(op, x[1]), _biases(op, x), group=groups)
     return _by_channels(op, node, x, result)
+
+
+def _biases(op: Builder, x: Operands) -> ir.Value | None:
+    """Those of one example after another."""
+    return None if x.get(2) is None else merged(op, x.repeated(2))
 
 
 def _by_channels(op: Builder, node: ir.Node, x: Operands, result: ir.Value) -> ir.Value:
@@ -70,3 +72,11 @@ def _by_channels(op: Builder, node: ir.Node, x: Operands, result: ir.Value) -> i
     groups = node.attributes.get_int("group", 1)
     channels = extents(x[1], 1, 2) if node.op_type == "Conv" else [product([*extents(x[1], 2, 3), groups])]
     return unfolded(op, node.outputs[0], result, 1, [x.batch.size, *channels])
+
+
+def _with_columns(op: Builder, node: ir.Node, x: Operands) -> ir.Value | None:
+    rank = x.rank(0)
+    if rank is None or node.op_type != "Conv":
+        return None
+    result = by_columns(op, node, x)
+    return result if result is None or x.get(2) is None else result + by_channel(op, x, 2, rank)

@@ -13,7 +13,7 @@ from onnx_grad.batching.emission import again
 from onnx_grad.batching.extents import Part, extents, reshape
 from onnx_grad.batching.folds import folded_into, lengths_of, unfolded_from
 from onnx_grad.batching.operands import Operands
-from onnx_grad.batching.registry import Result, batching
+from onnx_grad.batching.registry import Result, batching, runs_in_scan
 from onnx_grad.builder import Builder, Operand
 
 
@@ -81,10 +81,8 @@ def rotary_embedding(op: Builder, node: ir.Node, x: Operands) -> Result:
     return folded(op, node, x, [0, 3]) if x.only(0, 3) else None
 
 
-@batching("MaxUnpool")
-def max_unpool(op: Builder, node: ir.Node, x: Operands) -> Result:
-    """Indices count the elements of the result for one example, so that each is computed by itself."""
-    return None
+# Its indices count the elements of the result for one example.
+runs_in_scan("MaxUnpool")
 
 
 @batching("AffineGrid", sizes=[1])

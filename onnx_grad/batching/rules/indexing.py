@@ -5,8 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnx_grad import known
-from onnx_grad.batching.axes import flat, shifted, to_front
+from onnx_grad.batching.axes import flat, shifted
 from onnx_grad.batching.emission import again
+from onnx_grad.batching.extents import Part, extents, product, reshape
 from onnx_grad.batching.operands import Operands
 from onnx_grad.batching.registry import Result, batching, refused
 from onnx_grad.builder import Builder
@@ -15,48 +16,40 @@ from onnx_grad.builder import Builder
 @batching("Gather")
 def gather(op: Builder, node: ir.Node, x: Operands) -> Result:
     """The slices at indices along an axis."""
-    axis = node.attributes.get_int("axis", 0)
-    if not x.is_batched(1):
-        return op.Gather(x[0], x[1], axis=shifted(axis))
-    if not x.is_batched(0):
-        return _gather_from_shared(op, x, axis)
-    rank, count = x.rank(0), x.rank(1)
-    if rank is None or count is None:
-        return None
-    axis %= rank
-    # GatherND meets each example with its own indices, along the first axis of the example.
-    data = _with_first(op, x[0], axis)
-    gathered = op.GatherND(data, op.Unsqueeze(x[1], [-1]), batch_dims=1)
-    if axis == 0:
-        return gathered
-    before = range(1 + count, 1 + count + axis)
-    order = [0, *before, *range(1, 1 + count), *range(1 + count + axis, rank + count)]
-    return op.Transpose(gathered, perm=order)
-
-
-def _with_first(op: Builder, value: ir.Value, axis: int) -> ir.Value:
-    """A batch with `axis` of each example moved to its front; the rank is known."""
-    if axis == 0:
-        return value
-    rank = known.rank(value) or 0
-    own = axis + 1
-    return op.Transpose(value, perm=[0, own, *(i for i in range(1, rank) if i != own)])
-
-
-def _gather_from_shared(op: Builder, x: Operands, axis: int) -> Result:
-    """One table that all examples read."""
-    if axis == 0 or x.rank(0) == 1:
-        return op.Gather(x[0], x[1], axis=axis)
-    rank = x.rank(0)
+    axis, rank = node.attributes.get_int("axis", 0), x.rank(0)
     if rank is not None:
         axis %= rank
-    if axis >= 0:
-        gathered = op.Gather(x[0], x[1], axis=axis)
-        indices, dims = known.dimensions(x[1]), known.dimensions(x[0])
-        if indices is not None and dims is not None:
-            gathered.shape = ir.Shape([*dims[:axis], *indices, *dims[axis + 1 :]])
-        return to_front(op, gathered, axis)
-    return op.Gather(to_front(op, x[0], axis), x[1], axis=0) if axis == -1 and x.rank(1) == 0 else None
+    if not x.is_batched(1):
+        return op.Gather(x[0], x[1], axis=shifted(axis))
+    if x.is_batched(0):
+        return _gather_from_own(op, x, axis)
+    gathered = op.Gather(x[0], x[1], axis=axis)
+    if axis == 0:
+        return gathered
+    # The batch axis is where the axis was, before the other axes of the indices.
+    before, after = extents(x[0], 0, axis), _behind(x[0], axis)
+    length, indices = extents(x[1], 0, 1), extents(x[1], 1)
+    blocks = reshape(op, gathered, [product(before), *length, product([*indices, *after])])
+    return reshape(op, op.Transpose(blocks, perm=[1, 0, 2]), [*length, *before, *indices, *after])
+
+
+def _gather_from_own(op: Builder, x: Operands, axis: int) -> ir.Value:
+    """Each example is met with its own indices: by `GatherND`, along the first axis of the example."""
+    if axis == 0:
+        return op.GatherND(x[0], op.Unsqueeze(x[1], [-1]), batch_dims=1)
+    own = shifted(axis)
+    length, indices = extents(x[0], 0, 1), extents(x[1], 1)
+    before, after = extents(x[0], 1, own), _behind(x[0], own)
+    along = extents(x[0], own, own + 1 or None)
+    blocks = reshape(op, x[0], [*length, product(before), product(along), product(after)])
+    places = reshape(op, x[1], [*length, product(indices), 1])
+    gathered = op.GatherND(op.Transpose(blocks, perm=[0, 2, 1, 3]), places, batch_dims=1)
+    return reshape(op, op.Transpose(gathered, perm=[0, 2, 1, 3]), [*length, *before, *indices, *after])
+
+
+def _behind(value: ir.Value, axis: int) -> list[Part]:
+    """The dimensions behind an axis."""
+    return [] if axis == -1 else extents(value, axis + 1)
 
 
 @batching("GatherElements")

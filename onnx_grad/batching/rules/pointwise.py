@@ -5,32 +5,32 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnx_grad import known
-from onnx_grad.batching.axes import aligned, aligned_to, rank_of
+from onnx_grad.batching.axes import aligned, aligned_to, rank_of, shifted
 from onnx_grad.batching.emission import again
 from onnx_grad.batching.folds import common_fold, folded_into
 from onnx_grad.batching.operands import Operands
 from onnx_grad.batching.registry import Result, batching
-from onnx_grad.batching.rules.folding import folded, unfolded
+from onnx_grad.batching.rules.folding import unfolded
 from onnx_grad.builder import Builder
 
-_UNARY = (
+UNARY = (
     "Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu "
     "HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal RegexFullMatch Relu "
     "Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
 )
-_BROADCASTING = (
+BROADCASTING = (
     "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max "
     "Mean Min Mod Mul Or Pow StringConcat Sub Sum Where Xor"
 )
 
 
-@batching(*_UNARY.split())
+@batching(*UNARY.split())
 def unary(op: Builder, node: ir.Node, x: Operands) -> Result:
     """y = f(x): the same for every element of the batch."""
     return _on_fold(op, node, x) or again(op, node, x[0])
 
 
-@batching(*_BROADCASTING.split())
+@batching(*BROADCASTING.split())
 def broadcasting(op: Builder, node: ir.Node, x: Operands) -> Result:
     """y = f(a, b, …): operands of fewer axes get axes of length 1 behind the batch axis."""
     return _on_fold(op, node, x) or again(op, node, *aligned(op, node, x))
@@ -85,35 +85,16 @@ def clip(op: Builder, node: ir.Node, x: Operands) -> Result:
     return result
 
 
-@batching("Dropout")
-def dropout(op: Builder, node: ir.Node, x: Operands) -> Result:
-    """y = x·m/(1 − p): each example has a mask of its own."""
-    if not x.only(0):
-        return None
-    return again(op, node, *x.all())
-
-
-@batching("Bernoulli", "RandomNormalLike", "RandomUniformLike")
-def random_like(op: Builder, node: ir.Node, x: Operands) -> Result:
-    """Draws of the shape of x: each example has its own."""
-    return again(op, node, x[0])
-
-
-@batching("Multinomial")
-def multinomial(op: Builder, node: ir.Node, x: Operands) -> Result:
-    """Draws by row: each example has its own."""
-    return folded(op, node, x, [0])
-
-
 @batching("DequantizeLinear", "QuantizeLinear")
 def quantization(op: Builder, node: ir.Node, x: Operands) -> Result:
-    """By one scale and zero point, or by those along an axis, which all examples share."""
-    if not x.only(0):
-        return None
+    """By one scale and zero point, which along the batch axis may differ, or by shared ones along an axis."""
     axis = node.attributes.get_int("axis", 1)
     block = node.attributes.get_int("block_size", 0)
-    if x.rank(1) == 0:
+    if x.only(0) and x.rank(1) == 0:
         return again(op, node, *x.all())
-    if block or known.rank(known.operand(node, 0)) is None:
+    if block or x.rank(0) is None or x.rank(1) is None:
         return None
-    return again(op, node, *x.all(), axis=axis + 1 if axis >= 0 else axis)
+    if x.rank(1) == 0:
+        zero_point = None if x.get(2) is None else x.repeated(2)
+        return again(op, node, x.repeated(0), x.repeated(1), zero_point, axis=0)
+    return again(op, node, *x.all(), axis=shifted(axis)) if x.only(0) else None

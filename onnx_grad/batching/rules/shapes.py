@@ -10,7 +10,7 @@ from onnx_grad.batching.axes import behind_batch, example_shape, shifted, shifte
 from onnx_grad.batching.emission import attributes
 from onnx_grad.batching.extents import concatenated, extents, product, reshape
 from onnx_grad.batching.operands import Operands
-from onnx_grad.batching.registry import Result, batching, refused
+from onnx_grad.batching.registry import Result, batching, runs_in_scan
 from onnx_grad.builder import Builder
 
 
@@ -108,13 +108,6 @@ def unsqueeze(op: Builder, node: ir.Node, x: Operands) -> Result:
     return op.Unsqueeze(x[0], shifted_axes(op, x[1]))
 
 
-refused(
-    "Range",
-    "ConstantOfShape",
-    "BlackmanWindow",
-    "HammingWindow",
-    "HannWindow",
-    "MelWeightMatrix",
-    reason="its operands differ between the examples, and with them the shape of the result; compute it from "
-    "what is not mapped",
-)
+runs_in_scan("Range", sizes=[0, 1, 2])
+runs_in_scan("ConstantOfShape", "BlackmanWindow", "HammingWindow", "HannWindow", sizes=[0])
+runs_in_scan("MelWeightMatrix", sizes=[0, 1])
