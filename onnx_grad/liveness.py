@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -43,3 +43,13 @@ def drop(node: ir.Node) -> None:
         node.replace_input_with(index, None)
     if node.graph is not None:
         node.graph.remove(node)
+
+
+def remove(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
+    """Take `nodes`, which nothing else reads, out of `graph`, with the initializers that only they read."""
+    read = {value for node in nodes for value in read_values(node)}
+    detach(nodes)
+    graph.remove(nodes)
+    for name, value in list(graph.initializers.items()):
+        if value in read and not value.uses() and not value.is_graph_input():
+            del graph.initializers[name]

@@ -20,7 +20,7 @@ from onnx_grad.batching import batch
 from onnx_grad.builder import Builder
 from onnx_grad.errors import NoPathWarning, callers_level
 from onnx_grad.forward_mode import Push
-from onnx_grad.liveness import live_nodes
+from onnx_grad.liveness import live_nodes, remove
 from onnx_grad.path import Path
 from onnx_grad.prepare import Forward
 from onnx_grad.pruning import prune
@@ -28,7 +28,6 @@ from onnx_grad.registry import Quantization
 from onnx_grad.selection import Names
 from onnx_grad.transforms.elementwise import is_elementwise
 from onnx_grad.transforms.tracing import builder, new_input, trace
-from onnx_grad.transforms.vmap import remove
 
 Pair = tuple[str, str]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import overload
 
 import onnx
@@ -15,7 +15,7 @@ from onnx_grad.batching.dependence import dependents
 from onnx_grad.batching.registry import is_declared
 from onnx_grad.builder import Builder, recording
 from onnx_grad.errors import InputError, ModelError, UnknownNameError
-from onnx_grad.liveness import detach, live_nodes, read_values
+from onnx_grad.liveness import live_nodes, read_values, remove
 from onnx_grad.prepare import Forward, Model, prepare
 from onnx_grad.prepare.sequences import handles_sequences
 from onnx_grad.registry import State
@@ -151,12 +151,12 @@ def _vmap(graph: ir.Graph, request: Request) -> None:
         batched = batch(op, list(graph), examples, axis.size)
         outputs = [_output(op, request, batched, axis, y) for y in graph.outputs]
     graph.outputs.clear()
-    _remove(graph, [node for node in graph if any(y in batched for y in node.outputs)])
+    remove(graph, [node for node in graph if any(y in batched for y in node.outputs)])
     replace_inputs(graph, request, mapped)
     _name_as_before(op, batched, {output.name for output in outputs})
     tidy.insert(graph, op, outputs)
     alive = set(live_nodes(graph, graph.outputs))
-    _remove(graph, [node for node in live if node.graph is graph and node not in alive])
+    remove(graph, [node for node in live if node.graph is graph and node not in alive])
 
 
 def _output(op: Builder, request: Request, batched: Batched, axis: Batch, y: ir.Value) -> tidy.Output:
@@ -185,16 +185,6 @@ def _output(op: Builder, request: Request, batched: Batched, axis: Batch, y: ir.
         where %= len(dims) + 1
         shape = ir.Shape([*dims[:where], axis.dimension, *dims[where:]])
     return tidy.Output(name, moved, like=ir.Value(name=name, shape=shape, type=y.type))
-
-
-def _remove(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
-    """Take `nodes`, which nothing else reads, out of `graph`, with the initializers that only they read."""
-    read = {value for node in nodes for value in read_values(node)}
-    detach(nodes)
-    graph.remove(nodes)
-    for name, value in list(graph.initializers.items()):
-        if value in read and not value.uses() and not value.is_graph_input():
-            del graph.initializers[name]
 
 
 def _name_as_before(op: Builder, batched: Batched, outputs: Collection[str]) -> None:
