@@ -15,8 +15,8 @@ import onnx_grad
 from onnx_grad.cli import app
 from tests.graphs import operators, output_names, run
 from tests.lowering.programs import program
+from tests.pages import run_page
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "lowering.md"
 SQUARE = (
     "g (float[2] x) => (float[2] dx) <float[2] w = {3, 4}>"
     '{ p = Mul(x, w) y = Mul(p, x) [slope] dx = Gradient<xs=["x"], y="y">(x) }'
@@ -120,9 +120,6 @@ class TestCommand:
 
 
 def test_the_documentation_runs() -> None:
-    blocks = DOCUMENT.read_text().split("```python\n")[1:]
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block.split("```")[0], str(DOCUMENT), "exec"), names)
+    names = run_page("lowering.md").names
     np.testing.assert_allclose(np.ravel(names["w"]), [1, 2, 3], rtol=1e-2)
     assert callable(names["training_step"])
