@@ -1,86 +1,106 @@
-"""Control flow without what nothing reads: outputs of branches, states, slices and results of iterations."""
+"""Taking from a graph what nothing needs: nodes, outputs of branches, states and slices of iterations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableSequence, Sequence
+from collections.abc import Collection, Iterable, MutableSequence, Sequence
 
 import onnx_ir as ir
 
-from onnx_grad.liveness import detach, drop, live_nodes, read_values
-from onnx_grad.wiring import Iteration, bodies, iteration
+from onnx_grad.liveness import drop, read_values, remove
+from onnx_grad.wiring import bodies, iteration, wiring
 
 
-def prune(graph: ir.Graph) -> None:
-    """Take from every `If`, `Loop` and `Scan` of `graph`, and of bodies, what nothing reads of its results.
+def prune(graph: ir.Graph, spared: Iterable[ir.Node]) -> None:
+    """Take from `graph`, and from bodies, what its outputs do not depend on.
 
     Args:
-        graph: A graph; what becomes unread in it stays.
+        graph: A main graph.
+        spared: Nodes of it that stay, and what they read, though no output depends on them.
     """
+    spared = set(spared)
+    needed = _needed(graph, [*graph.outputs, *(value for node in spared for value in node.outputs)])
+    _prune(graph, needed, spared)
+
+
+def _needed(graph: ir.Graph, results: Iterable[ir.Value]) -> set[ir.Value]:
+    """The values, those of bodies included, that `results` depend on, one by one through control flow."""
+    sources = _sources(graph)
+    pending = list(results)
+    needed = set(pending)
+    while pending:
+        value = pending.pop()
+        producer = value.producer()
+        read = sources.get(value, [])
+        if producer is not None and wiring(producer) is None:
+            read = [*read, *read_values(producer)]
+        new = set(read) - needed
+        needed |= new
+        pending.extend(new)
+    return needed
+
+
+def _sources(graph: ir.Graph) -> dict[ir.Value, list[ir.Value]]:
+    """For results of control flow and inputs of its bodies, what they come from."""
+    sources: dict[ir.Value, list[ir.Value]] = {}
+    for scope in (graph, *graph.subgraphs()):
+        for node in scope:
+            wires = wiring(node)
+            if wires is None:
+                continue
+            started = [] if node.op_type == "If" else [(s.initial, s.result) for s in iteration(node).states]
+            for source, target in (*wires.edges(), *started):
+                sources.setdefault(target, []).append(source)
+            operands = {source for source, _ in wires.entering}
+            control = [value for value in node.inputs if value is not None and value not in operands]
+            if node.op_type == "Loop":
+                control.append(wires.bodies[0].outputs[0])
+            elif node.op_type == "Scan":
+                # It says how many iterations there are.
+                control += [read.whole for read in iteration(node).reads[:1]]
+            for output in node.outputs:
+                sources.setdefault(output, []).extend(control)
+    return sources
+
+
+def _prune(graph: ir.Graph, needed: set[ir.Value], spared: Collection[ir.Node] = ()) -> None:
     for node in reversed(tuple(graph)):
-        if not any(map(_is_read, node.outputs)):
+        if node in spared:
+            continue
+        if needed.isdisjoint(node.outputs):
+            remove(graph, [node])
             continue
         if node.domain == "" and node.op_type == "If":
-            node = _prune_branches(node)
+            node = _prune_branches(node, needed)
         elif node.domain == "" and node.op_type in ("Loop", "Scan"):
-            node = _prune_iteration(node)
+            node = _prune_iteration(node, needed)
         for body in bodies(node):
-            prune(body)
-            _drop_dead(body)
+            _prune(body, needed)
 
 
-def _is_read(value: ir.Value) -> bool:
-    return bool(value.uses()) or value.is_graph_output()
-
-
-def _prune_branches(node: ir.Node) -> ir.Node:
-    kept = [index for index, output in enumerate(node.outputs) if _is_read(output)]
+def _prune_branches(node: ir.Node, needed: set[ir.Value]) -> ir.Node:
+    kept = [index for index, output in enumerate(node.outputs) if output in needed]
     if len(kept) == len(node.outputs):
         return node
     for branch in bodies(node):
         _keep(branch.outputs, kept)
-        _drop_dead(branch)
-    return _rebuilt(node, list(node.inputs), list(node.attributes.values()), kept)
+    return _rebuilt(node, list(node.inputs), list(node.attributes.values()), kept, needed)
 
 
-def _prune_iteration(node: ir.Node) -> ir.Node:
+def _prune_iteration(node: ir.Node, needed: set[ir.Value]) -> ir.Node:
     form = iteration(node)
-    writes = [index for index, write in enumerate(form.writes) if _is_read(write.whole)]
-    states = _live_states(form, [form.writes[index].slice for index in writes])
-    reads = [index for index, read in enumerate(form.reads) if _is_needed(form, states, writes, read.slice)]
+    states = [i for i, state in enumerate(form.states) if not needed.isdisjoint((state.before, state.result))]
+    reads = [i for i, read in enumerate(form.reads) if i == 0 or read.slice in needed]
+    writes = [i for i, write in enumerate(form.writes) if write.whole in needed]
     if (len(states), len(reads), len(writes)) == (len(form.states), len(form.reads), len(form.writes)):
         return node
-    first_state = len(form.body.inputs) - len(form.states) - len(form.reads)
+    first_input = len(form.body.inputs) - len(form.states) - len(form.reads)
     first_output = len(form.body.outputs) - len(form.states) - len(form.writes)
-    inputs = _positions(first_state, states, len(form.states), reads)
-    _keep(form.body.outputs, _positions(first_output, states, len(form.states), writes))
-    _drop_dead(form.body)
-    _keep(form.body.inputs, inputs)
+    inputs = _positions(first_input, states, len(form.states), reads)
     operands = [node.inputs[i] if i < len(node.inputs) else None for i in inputs]
+    _keep(form.body.inputs, inputs)
+    _keep(form.body.outputs, _positions(first_output, states, len(form.states), writes))
     results = _positions(0, states, len(form.states), writes)
-    return _rebuilt(node, operands, _attributes(node, reads, writes), results)
-
-
-def _live_states(form: Iteration, needed: Sequence[ir.Value]) -> list[int]:
-    """The states that are read, or that others which are read depend on."""
-    live = {index for index, state in enumerate(form.states) if _is_read(state.result)}
-    while True:
-        read = _read_in(form, [*needed, *(form.states[index].after for index in live)])
-        more = {index for index, state in enumerate(form.states) if state.before in read} - live
-        if not more:
-            return sorted(live)
-        live |= more
-
-
-def _read_in(form: Iteration, results: Sequence[ir.Value]) -> set[ir.Value]:
-    """What the body reads for some of its results, and for whether it goes on."""
-    condition = form.body.outputs[: len(form.body.outputs) - len(form.states) - len(form.writes)]
-    wanted = [*results, *condition]
-    return {*wanted, *(value for node in live_nodes(form.body, wanted) for value in read_values(node))}
-
-
-def _is_needed(form: Iteration, states: Sequence[int], writes: Sequence[int], value: ir.Value) -> bool:
-    results = [*(form.states[i].after for i in states), *(form.writes[i].slice for i in writes)]
-    return value in _read_in(form, results)
+    return _rebuilt(node, operands, _attributes(node, reads, writes), results, needed)
 
 
 def _positions(first: int, states: Sequence[int], count: int, rest: Sequence[int]) -> list[int]:
@@ -109,15 +129,12 @@ def _keep(values: MutableSequence[ir.Value], kept: Iterable[int]) -> None:
     values.extend(own[index] for index in kept)
 
 
-def _drop_dead(body: ir.Graph) -> None:
-    live = set(live_nodes(body, body.outputs))
-    dead = [node for node in body if node not in live]
-    detach(dead)
-    body.remove(dead)
-
-
 def _rebuilt(
-    node: ir.Node, operands: Sequence[ir.Value | None], attributes: Sequence[ir.Attr], kept: Sequence[int]
+    node: ir.Node,
+    operands: Sequence[ir.Value | None],
+    attributes: Sequence[ir.Attr],
+    kept: Sequence[int],
+    needed: set[ir.Value],
 ) -> ir.Node:
     """A node with some of the outputs in the place of `node`."""
     new = ir.Node(
@@ -136,5 +153,7 @@ def _rebuilt(
         name, value.name = value.name, None
         value.replace_all_uses_with(instead, replace_graph_outputs=True)
         instead.name, instead.type, instead.shape = name, value.type, value.shape
+        if value in needed:
+            needed.add(instead)
     drop(node)
     return new

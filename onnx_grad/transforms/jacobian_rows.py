@@ -20,7 +20,7 @@ from onnx_grad.batching import batch
 from onnx_grad.builder import Builder
 from onnx_grad.errors import NoPathWarning, callers_level
 from onnx_grad.forward_mode import Push
-from onnx_grad.liveness import live_nodes, remove
+from onnx_grad.liveness import live_nodes
 from onnx_grad.path import Path
 from onnx_grad.prepare import Forward
 from onnx_grad.pruning import prune
@@ -150,7 +150,7 @@ def _batched(
     graph = forward.model.graph
     values = _by_name(graph)
     op, outputs = builder(graph), list[tidy.Output]()
-    before = live_nodes(graph, graph.outputs)
+    spared = set(graph).difference(live_nodes(graph, graph.outputs))
     for direction in dict.fromkeys(product.direction for product in products):
         along = [product for product in products if product.direction == direction]
         seed = values[direction]
@@ -170,11 +170,8 @@ def _batched(
             outputs.append(_zeros(op, found, request, y, x))
     _give_up(graph, products)
     tidy.insert(graph, op, outputs)
-    _remove_dead(graph, before)
-    if are_columns:
-        # Loops that handed tangents on have no more use for them; their batches are other nodes.
-        prune(graph)
-        _remove_dead(graph, before)
+    # Loops that handed single tangents on have no more use for them; their batches are other nodes.
+    prune(graph, spared)
     _order_outputs(graph, found, request)
     return Jacobians(forward, found.names)
 
@@ -264,12 +261,6 @@ def _give_up(graph: ir.Graph, products: Iterable[_Product]) -> None:
         graph.inputs.remove(value)
     for value in [v for v in graph.outputs if v.name in outputs]:
         graph.outputs.remove(value)
-
-
-def _remove_dead(graph: ir.Graph, nodes: Iterable[ir.Node]) -> None:
-    """Take those of `nodes` from the graph that nothing needs any longer."""
-    live = set(live_nodes(graph, graph.outputs))
-    remove(graph, [node for node in nodes if node.graph is graph and node not in live])
 
 
 def _order_outputs(graph: ir.Graph, found: Jacobians, request: Request) -> None:

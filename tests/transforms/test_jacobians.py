@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import onnx
 import pytest
@@ -11,7 +13,8 @@ import pytest
 import onnx_grad
 from onnx_grad import GradientFunction
 from tests.graphs import input_names, operators, output_names, parse, run
-from tests.oracle import SHAPE_KNOWLEDGE, noted_names, with_shapes
+from tests.oracle import SHAPE_KNOWLEDGE, evaluator, noted_names, with_shapes
+from tests.test_random_programs import programs
 
 MODES = ("reverse", "forward", "auto")
 TWO = """
@@ -160,6 +163,21 @@ def test_through_control_flow(mode: str) -> None:
             block = values[f"{y}_jacobian_{x}"]
             assert block.shape == (*values[y].shape, *inputs[x].shape)
             np.testing.assert_allclose(np.tensordot(block, direction, rank), tangent, rtol=1e-4, atol=1e-6)
+
+
+@hypothesis.given(case=programs())
+@hypothesis.settings(max_examples=8, deadline=None)
+def test_rows_are_columns_through_random_control_flow(
+    case: tuple[onnx.ModelProto, dict[str, np.ndarray]],
+) -> None:
+    model, inputs = case
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", onnx_grad.NoPathWarning)
+        rows, columns = (onnx_grad.jacobian(model, mode=mode) for mode in ("reverse", "forward"))
+    expected, actual = (evaluator(transformed)(inputs) for transformed in (rows, columns))
+    assert list(actual) == list(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(actual[name], values, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 def test_parameters(tmp_path: Path) -> None:
