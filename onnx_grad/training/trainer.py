@@ -1,0 +1,417 @@
+"""The `Trainer`: a model, a loss and an optimizer, run on data by ONNX Runtime."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_grad.errors import CheckpointError, DivergedError, InputError, NoLayerWarning
+from onnx_grad.layers import training_mode as put_into_training_mode
+from onnx_grad.prepare import Model
+from onnx_grad.registry import Quantization
+from onnx_grad.runtime import read_model
+from onnx_grad.saving import check_target
+from onnx_grad.selection import Names
+from onnx_grad.sessions import Provider
+from onnx_grad.training.buffers import device_of
+from onnx_grad.training.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
+from onnx_grad.training.data import Batches, Data, batches_of
+from onnx_grad.training.diagnosis import origin
+from onnx_grad.training.engine import Engine, Evaluator
+from onnx_grad.training.evaluation_graph import evaluation_graph
+from onnx_grad.training.fitting import Fitting, checkpoint_folder
+from onnx_grad.training.loss_graph import LossSpec
+from onnx_grad.training.metrics import Comparison, Meter, MetricSpec
+from onnx_grad.training.optimizer_graph import OptimizerSpec, ParameterGroup, optimizer_of
+from onnx_grad.training.schedules import ScheduleSpec, schedule_of
+from onnx_grad.training.state import StepResult, TrainingState
+from onnx_grad.training.stopping import EarlyStopping
+from onnx_grad.training.training_graph import training_graph
+from onnx_grad.training.weights import with_weights
+
+Array: TypeAlias = np.ndarray[Any, Any]
+PathLike: TypeAlias = "str | os.PathLike[str]"
+
+
+class Trainer:
+    """Trains a model on stock ONNX Runtime.
+
+    ```python
+    trainer = Trainer("model.onnx", "cross_entropy", "adamw", target="labels", learning_rate=1e-3)
+    trainer.fit("train.npz", epochs=10, evaluation="test.npz", metrics=["accuracy"])
+    trainer.export("tuned.onnx")
+    ```
+
+    Parameters, their gradients and the state of the optimizer stay on the device, in place: parameters exist
+    once.
+
+    Args:
+        model: A path, an `onnx.ModelProto` or an `onnx_ir.Model`; it is not changed.
+        loss: As for `training_model`.
+        optimizer: The name of an optimizer, or an `Optimizer` with its options.
+        parameters: As for `training_model`.
+        frozen: As for `training_model`.
+        output: As for `training_model`.
+        target: As for `training_model`.
+        learning_rate: The learning rate that a schedule multiplies.
+        schedule: `"constant"`, `"cosine"`, `"linear"`, or a `Schedule` with its options.
+        groups: Parameters that are trained differently.
+        clip_norm: The norm of all gradients that they are scaled down to where it is larger.
+        accumulation: Batches whose gradients are averaged for one update.
+        average: The decay of an exponential moving average of the weights, if one is kept.
+        training_mode: Whether `Dropout` and `BatchNormalization` are as in training.
+        batch_size: The examples of a batch, where data is arrays.
+        seed: What the order of examples and random masks are drawn by.
+        quantization: As for `onnx_grad.vjp`.
+        providers: As for `GradientFunction`; `None` is the CPU.
+        provider_options: As for `GradientFunction`.
+        session_options: As for `GradientFunction`.
+
+    Raises:
+        OnnxGradError: As `training_model`, and where ONNX Runtime cannot run the model.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        loss: LossSpec,
+        optimizer: OptimizerSpec = "adamw",
+        *,
+        parameters: Names = None,
+        frozen: Names = None,
+        output: str | None = None,
+        target: str | None = None,
+        learning_rate: float = 1e-3,
+        schedule: ScheduleSpec = "constant",
+        groups: Sequence[ParameterGroup] = (),
+        clip_norm: float | None = None,
+        accumulation: int = 1,
+        average: float | None = None,
+        training_mode: bool = True,
+        batch_size: int = 32,
+        seed: int = 0,
+        quantization: Quantization | None = None,
+        providers: Sequence[Provider] | None = None,
+        provider_options: Sequence[Mapping[str, Any]] | None = None,
+        session_options: Any = None,
+    ) -> None:
+        _check_numbers(learning_rate, accumulation, batch_size, seed)
+        self.learning_rate, self.batch_size, self.seed = float(learning_rate), batch_size, seed
+        self.accumulation, self.clip_norm = accumulation, clip_norm
+        self.optimizer, self.schedule = optimizer_of(optimizer), schedule_of(schedule)
+        self._original = model
+        self._loss, self._output, self._target = loss, output, target
+        self._settings: dict[str, Any] = {
+            "providers": providers,
+            "provider_options": provider_options,
+            "session_options": session_options,
+        }
+        source = read_model(model)
+        training = training_graph(
+            _in_training_mode(source) if training_mode else source,
+            loss,
+            parameters,
+            frozen=frozen,
+            output=output,
+            target=target,
+            accumulate=accumulation > 1,
+            quantization=quantization,
+        )
+        self._engine = Engine(
+            training,
+            _contents(source),
+            self.optimizer,
+            groups,
+            clip_norm,
+            average,
+            device_of(providers),
+            self._settings,
+        )
+        self._evaluator: Evaluator | None = None
+        self._has_average = average is not None
+        self.state = TrainingState()
+        self._fingerprint = self._settings_that_count(groups, average, training_mode)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of what is trained."""
+        return tuple(self._engine.notes.parameters)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the arrays that a batch has: inputs of the model, and targets."""
+        return tuple(self._engine.notes.inputs)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """A line for each epoch: its number, updates, loss, learning rate and evaluation."""
+        return self.state.history
+
+    def weights(self, average: bool = False) -> dict[str, Array]:
+        """Copies of the parameters, or of their moving averages, and of the running statistics, by name."""
+        self._check_average(average)
+        return {name: array.copy() for name, array in self._engine.weights(average)}
+
+    def step(self, *batches: Mapping[str, Array], learning_rate: float | None = None) -> StepResult:
+        """Make one update with the mean of the gradients of `batches`.
+
+        Args:
+            *batches: Arrays by the names of the inputs; `accumulation` of them.
+            learning_rate: The learning rate of this update; that of the trainer by default.
+
+        Raises:
+            InputError: A batch does not fit the model.
+            DivergedError: The loss or a gradient is not finite. Nothing was updated.
+        """
+        if not 1 <= len(batches) <= self.accumulation:
+            raise InputError(
+                f"step takes 1 to {self.accumulation} batches (accumulation={self.accumulation}), "
+                f"not {len(batches)}"
+            )
+        engine, state = self._engine, self.state
+        if self.accumulation > 1:
+            engine.clear_gradients()
+        total = 0.0
+        for number, batch in enumerate(batches):
+            seed = self._mask_seed(state.batches + number)
+            loss = engine.differentiate(batch, seed)
+            if not math.isfinite(loss):
+                raise self._diverged(batch, seed, f"the loss is {loss}")
+            total += loss
+        scale = 1.0 / len(batches)
+        norm = engine.gradient_norm()
+        if not math.isfinite(norm):
+            raise self._diverged(batches[-1], seed, f"the norm of the gradients is {norm}")
+        rate = self.learning_rate if learning_rate is None else learning_rate
+        engine.update(rate, state.step, scale, norm)
+        state.step += 1
+        state.batches += len(batches)
+        return StepResult(total * scale, norm * scale, rate)
+
+    def fit(
+        self,
+        data: Data,
+        epochs: int = 1,
+        *,
+        evaluation: Data | None = None,
+        metrics: Sequence[MetricSpec] = (),
+        early_stopping: EarlyStopping | None = None,
+        checkpoint: PathLike | None = None,
+        checkpoint_every: int | None = None,
+        resume: bool = False,
+        log: PathLike | None = None,
+        show_progress: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Train for `epochs` passes over `data`.
+
+        Args:
+            data: The path of an .npz file with arrays named after the inputs, such arrays by name, an
+                iterable of batches that can be gone through again, or a function from the number of an epoch
+                to one.
+                Files and arrays are shuffled anew in each epoch.
+            epochs: How many passes there are all told, those before a checkpoint included.
+            evaluation: Data that the model is evaluated on after each epoch.
+            metrics: What an evaluation tells besides the loss: names (`METRICS`), or functions of outputs and
+                batch.
+            early_stopping: When to stop before.
+            checkpoint: A folder for checkpoints: after each epoch, and every `checkpoint_every` updates.
+            checkpoint_every: See `checkpoint`.
+            resume: Whether to go on from the newest checkpoint in that folder, if there is one. What follows
+                is bit for bit what would have followed without the break.
+            log: A file for a JSON line for each update and epoch.
+            show_progress: Whether to show on stderr how far it is, where that is a terminal.
+
+        Returns:
+            The lines for each epoch.
+
+        Raises:
+            InputError: The data does not fit, or is empty.
+            DivergedError: The loss or a gradient is not finite.
+            CheckpointError: The checkpoint is damaged, or belongs to another training.
+            OutputError: A checkpoint or the log cannot be written.
+        """
+        folder = checkpoint_folder(checkpoint, checkpoint_every, resume)
+        training = batches_of(data, self._engine.specs, self.batch_size, self.seed)
+        evaluated = None
+        if evaluation is not None:
+            evaluated = batches_of(evaluation, self._engine.specs, self.batch_size, None)
+        if resume and folder is not None:
+            self.load_checkpoint(folder)
+        with Fitting(
+            self,
+            training,
+            epochs,
+            evaluate=None if evaluated is None else lambda: self._evaluated(evaluated, metrics),
+            early_stopping=early_stopping,
+            folder=folder,
+            every=checkpoint_every,
+            log=None if log is None else Path(log),
+            show_progress=show_progress,
+        ) as fitting:
+            fitting.run()
+        return self.history
+
+    def evaluate(self, data: Data, metrics: Sequence[MetricSpec] = ()) -> dict[str, float]:
+        """The mean loss over `data`, and metrics, of the model as it is in use.
+
+        Args:
+            data: As for `fit`.
+            metrics: As for `fit`.
+        """
+        return self._evaluated(batches_of(data, self._engine.specs, self.batch_size, None), metrics)
+
+    def export(self, path: PathLike, *, average: bool = False) -> None:
+        """Write the original model with the new weights, and nothing else changed.
+
+        Args:
+            path: Where to write it.
+            average: Whether to write the moving averages of the weights.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        check_target(path)
+        self._check_average(average)
+        with_weights(self._original, dict(self._engine.weights(average)), path)
+
+    def save_checkpoint(self, folder: PathLike) -> Path:
+        """Write a checkpoint into `folder`, and remove all but the two newest there.
+
+        Raises:
+            OutputError: It cannot be written; earlier ones are as they were.
+        """
+        state = {"progress": asdict(self.state), "settings": self._fingerprint}
+        return save_checkpoint(Path(folder), self.state.step, state, dict(self._engine.state()))
+
+    def load_checkpoint(self, folder: PathLike) -> bool:
+        """Go back to the newest checkpoint in `folder`; returns whether there is one.
+
+        Raises:
+            CheckpointError: It is damaged, or belongs to another training.
+        """
+        found = newest_checkpoint(Path(folder))
+        self._restore(found)
+        return found is not None
+
+    def _evaluated(self, data: Batches, metrics: Sequence[MetricSpec]) -> dict[str, float]:
+        if self._evaluator is None:
+            held = [name for block in self._engine.blocks() for name in block.layout.places]
+            model = evaluation_graph(
+                read_model(self._original), held, self._loss, output=self._output, target=self._target
+            )
+            self._evaluator = Evaluator(model, self._engine, self._settings)
+        meter = Meter(metrics, self._comparison())
+        empty = True
+        for batch in data.epoch(0):
+            loss, outputs = self._evaluator(batch)
+            meter.add(loss, outputs, batch)
+            empty = False
+        if empty:
+            raise InputError("evaluation: the data set is empty")
+        return meter.means()
+
+    def _comparison(self) -> Comparison | None:
+        notes = self._engine.notes
+        for output, target in notes.targets.items():
+            axis, ignored = 1, None
+            if target in notes.labels:
+                ignored = notes.labels[target][1]
+                axis = notes.axes.get(target, 1)
+            return Comparison(output, target, axis, ignored)
+        return None
+
+    def _restore(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is None:
+            return
+        settings = checkpoint.state["settings"]
+        for key, own in self._fingerprint.items():
+            if settings.get(key) != own:
+                raise CheckpointError(
+                    f"the checkpoint '{checkpoint.path}' belongs to another training: its {key} is "
+                    f"{_shortened(settings.get(key))}, here it is {_shortened(own)}"
+                )
+        try:
+            self._engine.restore(checkpoint.tensors)
+            self.state = TrainingState(**checkpoint.state["progress"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint '{checkpoint.path}' is incomplete: {error}") from error
+
+    def _settings_that_count(
+        self, groups: Sequence[ParameterGroup], average: float | None, training_mode: bool
+    ) -> dict[str, Any]:
+        """What has to be the same for a training to go on bit for bit, as JSON knows it."""
+        shapes = {
+            name: [str(block.layout.dtype.name), list(place.shape)]
+            for block in self._engine.blocks()
+            for name, place in block.layout.places.items()
+        }
+        return {
+            "parameters": shapes,
+            "optimizer": repr(self.optimizer),
+            "groups": [repr(group) for group in groups],
+            "learning rate": self.learning_rate,
+            "schedule": repr(self.schedule),
+            "batch size": self.batch_size,
+            "seed": self.seed,
+            "accumulation": self.accumulation,
+            "clipping": self.clip_norm,
+            "average": average,
+            "training mode": training_mode,
+        }
+
+    def _mask_seed(self, batch: int) -> int:
+        bits = np.random.SeedSequence([self.seed, batch]).generate_state(1, np.uint64)
+        return int(bits.view(np.int64)[0])
+
+    def _diverged(self, batch: Mapping[str, Array], seed: int, what: str) -> DivergedError:
+        found = origin(self._engine.model, self._engine.feeds(batch, seed), self._settings)
+        where = (
+            f"it began where {found}" if found else "every tensor by itself is finite, their squares are not"
+        )
+        return DivergedError(
+            f"update {self.state.step + 1}: {what}; {where}. Nothing was updated; try a smaller "
+            "learning rate or clip_norm="
+        )
+
+    def _check_average(self, average: bool) -> None:
+        if average and not self._has_average:
+            raise InputError("no moving average of the weights was kept; train with average=0.999")
+
+
+def _check_numbers(learning_rate: float, accumulation: int, batch_size: int, seed: int) -> None:
+    if not (learning_rate >= 0.0 and math.isfinite(learning_rate)):
+        raise InputError(f"learning_rate={learning_rate} is no learning rate")
+    for name, number, least in (
+        ("accumulation", accumulation, 1),
+        ("batch_size", batch_size, 1),
+        ("seed", seed, 0),
+    ):
+        if number < least:
+            raise InputError(f"{name}={number} is less than {least}")
+
+
+def _in_training_mode(model: ir.Model) -> ir.Model:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoLayerWarning)
+        return put_into_training_mode(model)
+
+
+def _contents(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    return {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+    }
+
+
+def _shortened(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]} …"
