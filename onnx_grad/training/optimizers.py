@@ -255,10 +255,12 @@ class Lion(Optimizer):
 
     def update(self, step: Step, theta: ir.Value, g: ir.Value, slots: Slots) -> tuple[ir.Value, Slots]:
         op, (beta1, beta2), momentum = step.op, self.betas, slots["momentum"]
-        direction = op.Sign(op.Add(op.Mul(momentum, beta1), op.Mul(g, 1.0 - beta1)))
+        blend = op.Add(op.Mul(momentum, beta1), op.Mul(g, 1.0 - beta1))
+        direction = op.Sign(blend)
         shrunk = _shrunk(step, theta, self.weight_decay)
         new = op.Sub(shrunk, op.Mul(direction, step.as_type(step.learning_rate, g)))
-        return new, {"momentum": op.Add(op.Mul(momentum, beta2), op.Mul(g, 1.0 - beta2))}
+        # As β₂m + (1 − β₂)g, from the blend: so it can be written over m, of which the blend is made first.
+        return new, {"momentum": op.Add(blend, op.Mul(op.Sub(momentum, g), beta2 - beta1))}
 
 
 OPTIMIZERS: Mapping[str, type[Optimizer]] = {
