@@ -146,10 +146,12 @@ def chosen(given: Mapping[str, Any], specs: Mapping[str, InputSpec]) -> dict[str
 def _converted(value: Any, spec: InputSpec) -> Array:
     """`value` as an array of the type of its input: wider or narrower numbers of the same kind are taken."""
     array = np.asarray(value)
-    if spec.dtype is None or dtype_of(array) == spec.dtype:
+    given = dtype_of(array)
+    if spec.dtype is None or given == spec.dtype:
         return array
     wanted = spec.dtype.numpy()
-    if not np.can_cast(array.dtype, wanted, "same_kind"):
+    floats = given.is_floating_point() and spec.dtype.is_floating_point()
+    if not floats and not (given.is_integer() and spec.dtype.is_integer()):
         raise InputError(
             f"data: '{spec.name}' holds {array.dtype}, and the input is {spec}; convert it with "
             f".astype('{wanted}')"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -67,7 +68,7 @@ class Engine:
             for layout in by_type(inputs[name] for name in self.notes.statistics)
         ]
         self._turn = 0
-        self.load({name: tensor.numpy() for name, tensor in values.items()} if values else {})
+        self._take(values)
         for updater in self.updaters:
             updater.start_average()
         self._feeds = Feeds(device)
@@ -109,11 +110,6 @@ class Engine:
             for slot, block in updater.slots.items():
                 for name, array in block.tensors():
                     yield f"{slot}/{name}", array
-
-    def load(self, values: Mapping[str, Array]) -> None:
-        """Set parameters and running statistics."""
-        for block in self.blocks():
-            block.load(values)
 
     def restore(self, state: Mapping[str, Array]) -> None:
         """Set everything that `state` gives."""
@@ -165,6 +161,11 @@ class Engine:
         for updater in self.updaters:
             updater.update(learning_rate, step, scale, norm)
 
+    def _take(self, values: Mapping[str, ir.TensorProtocol]) -> None:
+        """Copy parameters and running statistics from where they are."""
+        for block in self.blocks():
+            block.load(_Contents(values))
+
     def _check_sums(self, graph: ir.Graph) -> None:
         sums = {total: self.notes.parameters[name] for name, total in self.notes.gradient_sums.items()}
         if overwritable(graph, sums) != set(sums):
@@ -187,6 +188,28 @@ class Engine:
             binding.bind_ortvalue_input(name, ort_value(scalar, Device()))
         binding.bind_ortvalue_output(notes.loss, ort_value(self.loss, Device()))
         return binding
+
+
+class _Contents(Mapping[str, Array]):
+    """The content of tensors by name, mapped into memory one at a time where they lie in files."""
+
+    def __init__(self, tensors: Mapping[str, ir.TensorProtocol]) -> None:
+        self._tensors = tensors
+        self._last: ir.TensorProtocol | None = None
+
+    def __getitem__(self, name: str) -> Array:
+        if isinstance(self._last, ir.ExternalTensor):
+            # Where somebody else still reads it, it stays.
+            with contextlib.suppress(BufferError):
+                self._last.release()
+        self._last = self._tensors[name]
+        return np.asarray(self._last.numpy())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 class _Prefixed(Mapping[str, Array]):

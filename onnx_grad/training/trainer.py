@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import warnings
@@ -135,6 +136,9 @@ class Trainer:
             device_of(providers),
             self._settings,
         )
+        # Graphs have cycles: only so is the memory of the model's own weights given back.
+        del source, training
+        gc.collect()
         self._evaluator: Evaluator | None = None
         self._has_average = average is not None
         self.state = TrainingState()
