@@ -1,7 +1,9 @@
 """Training on stock ONNX Runtime: losses, optimizers, the trainer, checkpoints, and the tuned model back."""
 
+from onnx_grad.training.artifacts import Artifacts, read_artifacts, write_artifacts
 from onnx_grad.training.evaluation_graph import evaluation_model
 from onnx_grad.training.log import plot_curves
+from onnx_grad.training.loop import loop_program
 from onnx_grad.training.loss_graph import Tensors, Term
 from onnx_grad.training.losses import (
     L1,
@@ -36,6 +38,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "Artifacts",
     "BinaryCrossEntropy",
     "Constant",
     "Cosine",
@@ -61,9 +64,12 @@ __all__ = [
     "TrainingNotes",
     "TrainingState",
     "evaluation_model",
+    "loop_program",
     "optimizer_model",
     "plot_curves",
+    "read_artifacts",
     "step_model",
     "training_model",
     "with_weights",
+    "write_artifacts",
 ]

@@ -68,9 +68,7 @@ class Engine:
             for layout in by_type(inputs[name] for name in self.notes.statistics)
         ]
         self._turn = 0
-        self._take(values)
-        for updater in self.updaters:
-            updater.start_average()
+        self.load(_Contents(values))
         self._feeds = Feeds(device)
         self._session = create_session(training, **settings)
         self.loss = aligned([], np.dtype("float32"))
@@ -110,6 +108,13 @@ class Engine:
             for slot, block in updater.slots.items():
                 for name, array in block.tensors():
                     yield f"{slot}/{name}", array
+
+    def load(self, weights: Mapping[str, Array]) -> None:
+        """Set parameters, moving averages and running statistics."""
+        for block in self.blocks():
+            block.load(weights)
+        for updater in self.updaters:
+            updater.start_average()
 
     def restore(self, state: Mapping[str, Array]) -> None:
         """Set everything that `state` gives."""
@@ -160,11 +165,6 @@ class Engine:
         """Update all parameters; see `Updater.update`."""
         for updater in self.updaters:
             updater.update(learning_rate, step, scale, norm)
-
-    def _take(self, values: Mapping[str, ir.TensorProtocol]) -> None:
-        """Copy parameters and running statistics from where they are."""
-        for block in self.blocks():
-            block.load(_Contents(values))
 
     def _check_sums(self, graph: ir.Graph) -> None:
         sums = {total: self.notes.parameters[name] for name, total in self.notes.gradient_sums.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import math
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,8 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from onnx_grad.errors import CheckpointError, DivergedError, InputError, NoLayerWarning
-from onnx_grad.layers import training_mode as put_into_training_mode
+from onnx_grad.errors import CheckpointError, DivergedError, InputError
 from onnx_grad.prepare import Model
 from onnx_grad.registry import Quantization
 from onnx_grad.runtime import read_model
@@ -29,8 +27,10 @@ from onnx_grad.training.diagnosis import origin
 from onnx_grad.training.engine import Engine, Evaluator
 from onnx_grad.training.evaluation_graph import evaluation_graph
 from onnx_grad.training.fitting import Fitting, checkpoint_folder
+from onnx_grad.training.initialization import initial_weights
 from onnx_grad.training.loss_graph import LossSpec
 from onnx_grad.training.metrics import Comparison, Meter, MetricSpec
+from onnx_grad.training.modes import in_training_mode
 from onnx_grad.training.optimizer_graph import OptimizerSpec, ParameterGroup, optimizer_of
 from onnx_grad.training.schedules import ScheduleSpec, schedule_of
 from onnx_grad.training.state import StepResult, TrainingState
@@ -117,7 +117,7 @@ class Trainer:
         }
         source = read_model(model)
         training = training_graph(
-            _in_training_mode(source) if training_mode else source,
+            in_training_mode(source) if training_mode else source,
             loss,
             parameters,
             frozen=frozen,
@@ -163,6 +163,20 @@ class Trainer:
         """Copies of the parameters, or of their moving averages, and of the running statistics, by name."""
         self._check_average(average)
         return {name: array.copy() for name, array in self._engine.weights(average)}
+
+    def default_metrics(self) -> list[str]:
+        """What an evaluation may tell without being asked: the accuracy, where there are labels."""
+        return ["accuracy"] if self._engine.notes.labels else []
+
+    def reinitialize(self, seed: int | None = None) -> None:
+        """Let the parameters be random, and the running statistics zeros and ones, to learn from nothing.
+
+        Args:
+            seed: What they are drawn by; that of the trainer by default.
+        """
+        held = [name for block in self._engine.blocks() for name in block.layout.places]
+        graph = read_model(self._original).graph
+        self._engine.load(initial_weights(graph, held, self.seed if seed is None else seed))
 
     def step(self, *batches: Mapping[str, Array], learning_rate: float | None = None) -> StepResult:
         """Make one update with the mean of the gradients of `batches`.
@@ -400,12 +414,6 @@ def _check_numbers(learning_rate: float, accumulation: int, batch_size: int, see
     ):
         if number < least:
             raise InputError(f"{name}={number} is less than {least}")
-
-
-def _in_training_mode(model: ir.Model) -> ir.Model:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NoLayerWarning)
-        return put_into_training_mode(model)
 
 
 def _contents(model: ir.Model) -> dict[str, ir.TensorProtocol]:

@@ -18,11 +18,13 @@ from onnx_grad.errors import InputError, ModelError, OutputError
 from onnx_grad.prepare import Model
 from onnx_grad.prepare.load import parse
 from onnx_grad.saving import check_target, umask, write_whole
+from onnx_grad.training.checkpoints import StoredTensors
 
 Array: TypeAlias = np.ndarray[Any, Any]
+PathLike: TypeAlias = "str | os.PathLike[str]"
 
 
-def with_weights(model: Model, weights: Mapping[str, Array], save_as: str | os.PathLike[str]) -> None:
+def with_weights(model: Model, weights: Mapping[str, Array] | PathLike, save_as: PathLike) -> None:
     """Write `model` with the tensors `weights` in the place of its initializers of these names.
 
     The file is that of `model` but for their content. Where they lie in external data, so do the new ones, at
@@ -31,7 +33,8 @@ def with_weights(model: Model, weights: Mapping[str, Array], save_as: str | os.P
 
     Args:
         model: A path, an `onnx.ModelProto` or an `ir.Model`.
-        weights: The new contents by name; they are converted to the type that the model holds.
+        weights: The new contents by name, or the path of a safetensors file with them; they are
+            converted to the type that the model holds.
         save_as: Where to write the result.
 
     Raises:
@@ -39,6 +42,8 @@ def with_weights(model: Model, weights: Mapping[str, Array], save_as: str | os.P
         OutputError: The file cannot be written.
     """
     check_target(save_as)
+    if not isinstance(weights, Mapping):
+        weights = StoredTensors(Path(weights))
     target = Path(os.path.abspath(os.fspath(save_as)))
     proto, folder = _proto(model)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}

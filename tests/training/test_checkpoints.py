@@ -15,6 +15,7 @@ import onnx_grad
 from onnx_grad.training import EarlyStopping, Trainer
 from onnx_grad.training.checkpoints import newest_checkpoint, save_checkpoint
 from tests.graphs import parse
+from tests.training.kills import survive
 from tests.training.networks import points
 from tests.training.test_trainer import DROPOUT, assert_equal, trainer
 
@@ -146,6 +147,7 @@ class TestRefused:
 FULL_DISK = """
 import resource, signal, sys
 from onnx_grad import OutputError
+from tests.training.kills import survive
 from tests.training.networks import points
 from tests.training.test_trainer import trainer
 t = trainer()
@@ -192,3 +194,9 @@ def test_a_kill_between_the_two_files_leaves_the_one_before(tmp_path: Path) -> N
     save_checkpoint(tmp_path, 3, {"n": 3}, arrays)
     assert not list(tmp_path.glob(".onnx_grad-*"))
     assert not (tmp_path / "step-000000002.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments(tmp_path: Path) -> None:
+    """A few kills; `python -m tests.training.kills` makes fifty."""
+    assert survive(2, tmp_path) >= 1
