@@ -4,6 +4,7 @@ from onnx_grad.training.artifacts import Artifacts, read_artifacts, write_artifa
 from onnx_grad.training.evaluation_graph import evaluation_model
 from onnx_grad.training.log import plot_curves
 from onnx_grad.training.loop import loop_program
+from onnx_grad.training.lora import LoRA, lora_model
 from onnx_grad.training.loss_graph import Tensors, Term
 from onnx_grad.training.losses import (
     L1,
@@ -48,6 +49,7 @@ __all__ = [
     "Huber",
     "Linear",
     "Lion",
+    "LoRA",
     "Loss",
     "MeanSquaredError",
     "NegativeLogLikelihood",
@@ -65,6 +67,7 @@ __all__ = [
     "TrainingState",
     "evaluation_model",
     "loop_program",
+    "lora_model",
     "optimizer_model",
     "plot_curves",
     "read_artifacts",

@@ -69,7 +69,7 @@ def save_checkpoint(folder: Path, step: int, state: State, tensors: Mapping[str,
         "state": state,
     }
     text = json.dumps(content, indent=1).encode()
-    _write_new(path, lambda temporary: temporary.write_bytes(text))
+    write_new(path, lambda temporary: temporary.write_bytes(text))
     _remove_old(folder)
     return path
 
@@ -84,7 +84,7 @@ def write_tensors(
     """
     given = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     notes = dict(metadata) if metadata else None
-    _write_new(path, lambda temporary: safetensors.numpy.save_file(given, temporary, notes))
+    write_new(path, lambda temporary: safetensors.numpy.save_file(given, temporary, notes))
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -168,8 +168,12 @@ def _opened(path: Path) -> Any:
     return safetensors.safe_open(path, framework="numpy")
 
 
-def _write_new(path: Path, write: Callable[[Path], object]) -> None:
-    """To a new file, flushed, then renamed, then the folder flushed."""
+def write_new(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a new file, which is flushed and takes the place of `path`, whole or not at all.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
     temporary = None
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY)

@@ -28,10 +28,12 @@ from onnx_grad.training.engine import Engine, Evaluator
 from onnx_grad.training.evaluation_graph import evaluation_graph
 from onnx_grad.training.fitting import Fitting, checkpoint_folder
 from onnx_grad.training.initialization import initial_weights
+from onnx_grad.training.lora import Adapter, LoRA, with_adapters, write_adapter
 from onnx_grad.training.loss_graph import LossSpec
 from onnx_grad.training.metrics import Comparison, Meter, MetricSpec
 from onnx_grad.training.modes import in_training_mode
 from onnx_grad.training.optimizer_graph import OptimizerSpec, ParameterGroup, optimizer_of
+from onnx_grad.training.parameters import listed
 from onnx_grad.training.schedules import ScheduleSpec, schedule_of
 from onnx_grad.training.state import StepResult, TrainingState
 from onnx_grad.training.stopping import EarlyStopping
@@ -71,6 +73,7 @@ class Trainer:
         training_mode: Whether `Dropout` and `BatchNormalization` are as in training.
         batch_size: The examples of a batch, where data is arrays.
         seed: What the order of examples and random masks are drawn by.
+        lora: Low-rank adapters of weights: only they are trained, and what `parameters` names.
         quantization: As for `onnx_grad.vjp`.
         providers: As for `GradientFunction`; `None` is the CPU.
         provider_options: As for `GradientFunction`.
@@ -99,6 +102,7 @@ class Trainer:
         training_mode: bool = True,
         batch_size: int = 32,
         seed: int = 0,
+        lora: LoRA | None = None,
         quantization: Quantization | None = None,
         providers: Sequence[Provider] | None = None,
         provider_options: Sequence[Mapping[str, Any]] | None = None,
@@ -115,7 +119,10 @@ class Trainer:
             "provider_options": provider_options,
             "session_options": session_options,
         }
-        source = read_model(model)
+        self._lora = lora
+        source, self._adapters = self._forward()
+        if lora is not None:
+            parameters = [*listed(parameters), *(n for adapter in self._adapters for n in adapter.names)]
         training = training_graph(
             in_training_mode(source) if training_mode else source,
             loss,
@@ -175,7 +182,7 @@ class Trainer:
             seed: What they are drawn by; that of the trainer by default.
         """
         held = [name for block in self._engine.blocks() for name in block.layout.places]
-        graph = read_model(self._original).graph
+        graph = self._forward()[0].graph
         self._engine.load(initial_weights(graph, held, self.seed if seed is None else seed))
 
     def step(self, *batches: Mapping[str, Array], learning_rate: float | None = None) -> StepResult:
@@ -298,7 +305,23 @@ class Trainer:
         """
         check_target(path)
         self._check_average(average)
-        with_weights(self._original, dict(self._engine.weights(average)), path)
+        with_weights(self._original, self._merged(dict(self._engine.weights(average))), path)
+
+    def export_adapter(self, path: PathLike, *, average: bool = False) -> None:
+        """Write what is trained as an adapter in ONNX Runtime's own format.
+
+        It fits a model that has these tensors as inputs, such as `lora_model` gives.
+
+        Args:
+            path: Where to write it.
+            average: Whether to write the moving averages.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        self._check_average(average)
+        weights = dict(self._engine.weights(average))
+        write_adapter(path, {name: weights[name] for name in self.parameters})
 
     def save_checkpoint(self, folder: PathLike) -> Path:
         """Write a checkpoint into `folder`, and remove all but the two newest there.
@@ -322,9 +345,8 @@ class Trainer:
     def _evaluated(self, data: Batches, metrics: Sequence[MetricSpec]) -> dict[str, float]:
         if self._evaluator is None:
             held = [name for block in self._engine.blocks() for name in block.layout.places]
-            model = evaluation_graph(
-                read_model(self._original), held, self._loss, output=self._output, target=self._target
-            )
+            forward, _ = self._forward()
+            model = evaluation_graph(forward, held, self._loss, output=self._output, target=self._target)
             self._evaluator = Evaluator(model, self._engine, self._settings)
         meter = Meter(metrics, self._comparison())
         empty = True
@@ -345,6 +367,28 @@ class Trainer:
                 axis = notes.axes.get(target, 1)
             return Comparison(output, target, axis, ignored)
         return None
+
+    def _forward(self) -> tuple[ir.Model, list[Adapter]]:
+        """The model with its adapters, if it is to have any."""
+        source = read_model(self._original)
+        return (source, []) if self._lora is None else with_adapters(source, self._lora, self.seed)
+
+    def _merged(self, weights: dict[str, Array]) -> dict[str, Array]:
+        """What the initializers of the original become: adapters are added to the weights they belong to."""
+        if not self._adapters:
+            return weights
+        base = read_model(self._original).graph.initializers
+        merged = dict(weights)
+        for adapter in self._adapters:
+            content = weights.get(adapter.weight)
+            held = base[adapter.weight].const_value
+            if content is None and held is not None:
+                content = held.numpy()
+            if content is not None:
+                merged[adapter.weight] = adapter.merged(content, weights)
+            for name in adapter.names:
+                del merged[name]
+        return merged
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is None:
@@ -383,6 +427,7 @@ class Trainer:
             "clipping": self.clip_norm,
             "average": average,
             "training mode": training_mode,
+            "LoRA": None if self._lora is None else repr(self._lora),
         }
 
     def _mask_seed(self, batch: int) -> int:
