@@ -130,6 +130,29 @@ def with_adapters(
     return forward, adapters
 
 
+def merged_weights(
+    graph: ir.Graph, adapters: Sequence[Adapter], weights: Mapping[str, Array]
+) -> dict[str, Array]:
+    """`weights` with each adapter added to the weight it belongs to, which may be one of the model's own.
+
+    Args:
+        graph: The forward graph without adapters.
+        adapters: Its adapters.
+        weights: A and B of all adapters, and whatever else was trained.
+    """
+    merged = dict(weights)
+    for adapter in adapters:
+        held = graph.initializers[adapter.weight].const_value
+        content = weights.get(adapter.weight)
+        if content is None and held is not None:
+            content = held.numpy()
+        if content is not None:
+            merged[adapter.weight] = adapter.merged(content, weights)
+        for name in adapter.names:
+            del merged[name]
+    return merged
+
+
 def lora_model(
     model: Model, lora: LoRA | None = None, *, save_as: str | os.PathLike[str] | None = None
 ) -> onnx.ModelProto | ir.Model:

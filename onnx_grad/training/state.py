@@ -20,6 +20,9 @@ class TrainingState:
         best: The best value that early stopping has seen.
         waited: Epochs since then.
         stopped: Whether early stopping has ended the training.
+        skipped: How many of the updates were left out, as gradients had overflowed with scaled losses.
+        loss_scale: What losses are multiplied with, in float16.
+        good_steps: Updates since that has changed.
         history: A line for each epoch, as in the log.
     """
 
@@ -32,6 +35,9 @@ class TrainingState:
     best: float | None = None
     waited: int = 0
     stopped: bool = False
+    skipped: int = 0
+    loss_scale: float = 65536.0
+    good_steps: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -41,10 +47,11 @@ class StepResult:
 
     Attributes:
         loss: The mean loss of its batches, before the update.
-        gradient_norm: The norm of all gradients together, before clipping.
+        gradient_norm: The norm of all gradients together, before clipping; `None` where the update was left
+            out, as scaled gradients had overflowed.
         learning_rate: The learning rate it was made with.
     """
 
     loss: float
-    gradient_norm: float
+    gradient_norm: float | None
     learning_rate: float

@@ -20,6 +20,7 @@ from onnx_grad.runtime import read_model
 from onnx_grad.saving import check_target
 from onnx_grad.selection import Names
 from onnx_grad.sessions import Provider
+from onnx_grad.training import loss_scaling
 from onnx_grad.training.buffers import device_of
 from onnx_grad.training.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from onnx_grad.training.data import Batches, Data, batches_of
@@ -28,13 +29,15 @@ from onnx_grad.training.engine import Engine, Evaluator
 from onnx_grad.training.evaluation_graph import evaluation_graph
 from onnx_grad.training.fitting import Fitting, checkpoint_folder
 from onnx_grad.training.initialization import initial_weights
-from onnx_grad.training.lora import Adapter, LoRA, with_adapters, write_adapter
+from onnx_grad.training.lora import Adapter, LoRA, merged_weights, with_adapters, write_adapter
 from onnx_grad.training.loss_graph import LossSpec
 from onnx_grad.training.metrics import Comparison, Meter, MetricSpec
+from onnx_grad.training.mixed_precision import Precision
 from onnx_grad.training.modes import in_training_mode
 from onnx_grad.training.optimizer_graph import OptimizerSpec, ParameterGroup, optimizer_of
 from onnx_grad.training.parameters import listed
 from onnx_grad.training.schedules import ScheduleSpec, schedule_of
+from onnx_grad.training.settings import check_numbers, check_same
 from onnx_grad.training.state import StepResult, TrainingState
 from onnx_grad.training.stopping import EarlyStopping
 from onnx_grad.training.training_graph import training_graph
@@ -74,6 +77,8 @@ class Trainer:
         batch_size: The examples of a batch, where data is arrays.
         seed: What the order of examples and random masks are drawn by.
         lora: Low-rank adapters of weights: only they are trained, and what `parameters` names.
+        precision: `"float16"` or `"bfloat16"` for products, where the provider has such kernels; parameters
+            stay float32, and losses are scaled in float16 (`onnx_grad.training.mixed_precision`).
         quantization: As for `onnx_grad.vjp`.
         providers: As for `GradientFunction`; `None` is the CPU.
         provider_options: As for `GradientFunction`.
@@ -103,12 +108,13 @@ class Trainer:
         batch_size: int = 32,
         seed: int = 0,
         lora: LoRA | None = None,
+        precision: Precision | None = None,
         quantization: Quantization | None = None,
         providers: Sequence[Provider] | None = None,
         provider_options: Sequence[Mapping[str, Any]] | None = None,
         session_options: Any = None,
     ) -> None:
-        _check_numbers(learning_rate, accumulation, batch_size, seed)
+        check_numbers(learning_rate, accumulation, batch_size, seed)
         self.learning_rate, self.batch_size, self.seed = float(learning_rate), batch_size, seed
         self.accumulation, self.clip_norm = accumulation, clip_norm
         self.optimizer, self.schedule = optimizer_of(optimizer), schedule_of(schedule)
@@ -119,7 +125,7 @@ class Trainer:
             "provider_options": provider_options,
             "session_options": session_options,
         }
-        self._lora = lora
+        self._lora, self._is_scaled = lora, precision == "float16"
         source, self._adapters = self._forward()
         if lora is not None:
             parameters = [*listed(parameters), *(n for adapter in self._adapters for n in adapter.names)]
@@ -131,6 +137,8 @@ class Trainer:
             output=output,
             target=target,
             accumulate=accumulation > 1,
+            scaled=self._is_scaled,
+            precision=precision,
             quantization=quantization,
         )
         self._engine = Engine(
@@ -149,7 +157,7 @@ class Trainer:
         self._evaluator: Evaluator | None = None
         self._has_average = average is not None
         self.state = TrainingState()
-        self._fingerprint = self._settings_that_count(groups, average, training_mode)
+        self._fingerprint = self._settings_that_count(groups, average, training_mode, precision)
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -181,6 +189,8 @@ class Trainer:
         Args:
             seed: What they are drawn by; that of the trainer by default.
         """
+        if self._lora is not None:
+            raise InputError("adapters belong to the weights that are there; reinitialize without lora=")
         held = [name for block in self._engine.blocks() for name in block.layout.places]
         graph = self._forward()[0].graph
         self._engine.load(initial_weights(graph, held, self.seed if seed is None else seed))
@@ -204,22 +214,27 @@ class Trainer:
         engine, state = self._engine, self.state
         if self.accumulation > 1:
             engine.clear_gradients()
-        total = 0.0
+        total, loss_scale = 0.0, state.loss_scale if self._is_scaled else 1.0
         for number, batch in enumerate(batches):
             seed = self._mask_seed(state.batches + number)
-            loss = engine.differentiate(batch, seed)
+            loss = engine.differentiate(batch, seed, loss_scale)
             if not math.isfinite(loss):
                 raise self._diverged(batch, seed, f"the loss is {loss}")
             total += loss
-        scale = 1.0 / len(batches)
+        scale = 1.0 / (len(batches) * loss_scale)
         norm = engine.gradient_norm()
-        if not math.isfinite(norm):
-            raise self._diverged(batches[-1], seed, f"the norm of the gradients is {norm}")
         rate = self.learning_rate if learning_rate is None else learning_rate
-        engine.update(rate, state.step, scale, norm)
+        is_finite = math.isfinite(norm)
+        if is_finite:
+            engine.update(rate, state.step - state.skipped, scale, norm)
+            loss_scaling.after_update(state)
+        elif self._is_scaled and loss_scaling.after_overflow(state):
+            state.skipped += 1
+        else:
+            raise self._diverged(batches[-1], seed, f"the norm of the gradients is {norm}")
         state.step += 1
         state.batches += len(batches)
-        return StepResult(total * scale, norm * scale, rate)
+        return StepResult(total / len(batches), norm * scale if is_finite else None, rate)
 
     def fit(
         self,
@@ -305,7 +320,10 @@ class Trainer:
         """
         check_target(path)
         self._check_average(average)
-        with_weights(self._original, self._merged(dict(self._engine.weights(average))), path)
+        weights = dict(self._engine.weights(average))
+        if self._adapters:
+            weights = merged_weights(read_model(self._original).graph, self._adapters, weights)
+        with_weights(self._original, weights, path)
 
     def export_adapter(self, path: PathLike, *, average: bool = False) -> None:
         """Write what is trained as an adapter in ONNX Runtime's own format.
@@ -373,33 +391,10 @@ class Trainer:
         source = read_model(self._original)
         return (source, []) if self._lora is None else with_adapters(source, self._lora, self.seed)
 
-    def _merged(self, weights: dict[str, Array]) -> dict[str, Array]:
-        """What the initializers of the original become: adapters are added to the weights they belong to."""
-        if not self._adapters:
-            return weights
-        base = read_model(self._original).graph.initializers
-        merged = dict(weights)
-        for adapter in self._adapters:
-            content = weights.get(adapter.weight)
-            held = base[adapter.weight].const_value
-            if content is None and held is not None:
-                content = held.numpy()
-            if content is not None:
-                merged[adapter.weight] = adapter.merged(content, weights)
-            for name in adapter.names:
-                del merged[name]
-        return merged
-
     def _restore(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is None:
             return
-        settings = checkpoint.state["settings"]
-        for key, own in self._fingerprint.items():
-            if settings.get(key) != own:
-                raise CheckpointError(
-                    f"the checkpoint '{checkpoint.path}' belongs to another training: its {key} is "
-                    f"{_shortened(settings.get(key))}, here it is {_shortened(own)}"
-                )
+        check_same(checkpoint.path, checkpoint.state["settings"], self._fingerprint)
         try:
             self._engine.restore(checkpoint.tensors)
             self.state = TrainingState(**checkpoint.state["progress"])
@@ -407,7 +402,11 @@ class Trainer:
             raise CheckpointError(f"the checkpoint '{checkpoint.path}' is incomplete: {error}") from error
 
     def _settings_that_count(
-        self, groups: Sequence[ParameterGroup], average: float | None, training_mode: bool
+        self,
+        groups: Sequence[ParameterGroup],
+        average: float | None,
+        training_mode: bool,
+        precision: Precision | None,
     ) -> dict[str, Any]:
         """What has to be the same for a training to go on bit for bit, as JSON knows it."""
         shapes = {
@@ -427,6 +426,7 @@ class Trainer:
             "clipping": self.clip_norm,
             "average": average,
             "training mode": training_mode,
+            "precision": precision,
             "LoRA": None if self._lora is None else repr(self._lora),
         }
 
@@ -449,26 +449,9 @@ class Trainer:
             raise InputError("no moving average of the weights was kept; train with average=0.999")
 
 
-def _check_numbers(learning_rate: float, accumulation: int, batch_size: int, seed: int) -> None:
-    if not (learning_rate >= 0.0 and math.isfinite(learning_rate)):
-        raise InputError(f"learning_rate={learning_rate} is no learning rate")
-    for name, number, least in (
-        ("accumulation", accumulation, 1),
-        ("batch_size", batch_size, 1),
-        ("seed", seed, 0),
-    ):
-        if number < least:
-            raise InputError(f"{name}={number} is less than {least}")
-
-
 def _contents(model: ir.Model) -> dict[str, ir.TensorProtocol]:
     return {
         name: value.const_value
         for name, value in model.graph.initializers.items()
         if value.const_value is not None
     }
-
-
-def _shortened(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 200 else f"{text[:200]} …"

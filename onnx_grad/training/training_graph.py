@@ -17,6 +17,7 @@ from onnx_grad.prepare.lift import OLDEST_OPSET
 from onnx_grad.registry import Quantization
 from onnx_grad.saving import check_target, save
 from onnx_grad.training.loss_graph import LossSpec, append_loss
+from onnx_grad.training.mixed_precision import precision_of, use_half_precision
 from onnx_grad.training.parameters import Patterns, chosen, make_inputs, reaching
 from onnx_grad.transforms import grad
 from onnx_grad.transforms.tracing import PathLike, expand_path, garbage_collector_paused, taken_names
@@ -184,13 +185,15 @@ def training_graph(
     gradient_norm: bool = False,
     accumulate: bool = False,
     scaled: bool = False,
+    precision: str | None = None,
     quantization: Quantization | None = None,
 ) -> ir.Model:
     """As `training_model`, always as an `ir.Model`.
 
     With `scaled` there is an input `loss_scale` that the loss is multiplied with before it is differentiated.
+    With `precision`, products are computed in that (`onnx_grad.training.mixed_precision`).
     """
-    forward, notes, own = loss_graph(model, loss, output=output, target=target)
+    forward, notes, own = loss_graph(model, loss, output=output, target=target, precision=precision)
     names = chosen(forward.graph, own, parameters, frozen)
     of = _scale(forward.graph, notes) if scaled else notes.loss
     ready, _, path, _ = expand_path(prepare(forward), names, of, (), quantization)
@@ -212,7 +215,12 @@ def training_graph(
 
 
 def loss_graph(
-    model: Model, loss: LossSpec, *, output: str | None = None, target: str | None = None
+    model: Model,
+    loss: LossSpec,
+    *,
+    output: str | None = None,
+    target: str | None = None,
+    precision: str | None = None,
 ) -> tuple[ir.Model, TrainingNotes, set[str]]:
     """The prepared `model` with `loss` appended, notes of it, and the names of its own initializers."""
     forward = prepare(model).model
@@ -223,6 +231,8 @@ def loss_graph(
     updated = noted["updated_statistics"]
     outputs = [str(v.name) for v in forward.graph.outputs if v.name not in updated.values()]
     seed = next(iter(noted["seed"].values()), None)
+    if precision is not None:
+        use_half_precision(forward, precision_of(precision))
     appended = append_loss(forward, loss, output, target)
     notes = TrainingNotes(
         loss=appended.loss,
