@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 from rich.markup import escape
@@ -35,12 +35,14 @@ from onnx_grad.saving import check_target
 from onnx_grad.training import (
     SCHEDULES,
     EarlyStopping,
+    LoRA,
     Trainer,
     loop_program,
     plot_curves,
     read_artifacts,
     write_artifacts,
 )
+from onnx_grad.training.mixed_precision import PRECISIONS, Precision
 
 
 @app.command()
@@ -82,6 +84,24 @@ def train(
     average: Average = None,
     reinitialize: Reinitialize = False,
     no_training_mode: NoTrainingMode = False,
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", help=f"Of products: {', '.join(PRECISIONS)}. Default: float32."),
+    ] = None,
+    lora: Annotated[
+        int | None, typer.Option("--lora", metavar="RANK", help="Train low-rank adapters of weights only.")
+    ] = None,
+    lora_alpha: Annotated[
+        float | None, typer.Option("--lora-alpha", help="Adapters count alpha / RANK times. Default: once.")
+    ] = None,
+    lora_weights: Annotated[
+        list[str] | None,
+        typer.Option("--lora-weights", metavar="PATTERN", help="Weights with adapters; repeat for more."),
+    ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option("--adapter", metavar="FILE", help="Write the adapters in ONNX Runtime's format too."),
+    ] = None,
     metrics: Annotated[
         list[str] | None,
         typer.Option(
@@ -126,6 +146,12 @@ def train(
     """Train a model on data, and write it with its new weights and nothing else changed."""
     with errors(as_json):
         check_target(out)
+        if adapter is not None:
+            check_target(adapter)
+        if lora is None and (adapter is not None or lora_alpha is not None or lora_weights):
+            raise InputError(
+                "--adapter, --lora-alpha and --lora-weights are about adapters; give --lora RANK too"
+            )
         if plot is not None:
             check_target(plot)
             if log is None:
@@ -151,6 +177,8 @@ def train(
             training_mode=not no_training_mode,
             batch_size=batch_size,
             seed=seed,
+            precision=None if precision is None else _precision(precision),
+            lora=None if lora is None else LoRA(lora, lora_alpha, lora_weights),
             providers=providers,
         )
         if reinitialize:
@@ -168,6 +196,8 @@ def train(
             show_progress=not as_json,
         )
         trainer.export(out, average=average is not None)
+        if adapter is not None:
+            trainer.export_adapter(adapter, average=average is not None)
         if plot is not None and log is not None:
             plot_curves(log, plot)
         seconds = time.perf_counter() - started
@@ -248,6 +278,13 @@ def loop(
     """Print a minimal training loop in Python that needs nothing but onnxruntime and numpy."""
     with errors(as_json=False):
         typer.echo(loop_program(read_artifacts(folder)), nl=False)
+
+
+def _precision(name: str) -> Precision:
+    for known in get_args(Precision):
+        if name == known:
+            return cast(Precision, known)
+    raise InputError(f"--precision {name} is none of {', '.join(PRECISIONS)}")
 
 
 def _print_history(title: str, history: list[dict[str, object]]) -> None:

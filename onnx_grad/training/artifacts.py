@@ -115,7 +115,7 @@ def write_artifacts(
         trained, loss, optimizer, parameters, frozen=frozen, quantization=quantization, **common, **changes
     )
     held = [*notes.parameters, *notes.statistics]
-    evaluation = evaluation_graph(source, held, loss, **common)
+    evaluation = evaluation_graph(source, notes.parameters, notes.statistics, loss, **common)
     weights: Mapping[str, Array] = {name: _content(source, name) for name in held}
     if reinitialize is not None:
         weights = initial_weights(source.graph, held, reinitialize)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 
 import onnx
 import onnx_ir as ir
@@ -11,7 +11,7 @@ from onnx_grad.prepare import Model
 from onnx_grad.runtime import read_model
 from onnx_grad.saving import check_target
 from onnx_grad.training.loss_graph import LossSpec
-from onnx_grad.training.parameters import make_inputs
+from onnx_grad.training.parameters import make_inputs, make_master_inputs
 from onnx_grad.training.training_graph import TrainingNotes, delivered, loss_graph
 from onnx_grad.transforms.tracing import PathLike
 
@@ -42,22 +42,27 @@ def evaluation_model(
     if save_as is not None:
         check_target(save_as)
     notes = TrainingNotes.of(read_model(training))
-    held = [*notes.parameters, *notes.statistics]
-    return delivered(evaluation_graph(model, held, loss, output=output, target=target), model, save_as)
+    result = evaluation_graph(model, notes.parameters, notes.statistics, loss, output=output, target=target)
+    return delivered(result, model, save_as)
 
 
 def evaluation_graph(
     model: Model,
-    held: Collection[str],
+    parameters: Iterable[str],
+    statistics: Iterable[str],
     loss: LossSpec,
     *,
     output: str | None = None,
     target: str | None = None,
 ) -> ir.Model:
-    """As `evaluation_model`, for the initializers named in `held`, always as an `ir.Model`."""
+    """As `evaluation_model`, for the parameters and statistics of these names, always as an `ir.Model`."""
     forward, notes, _ = loss_graph(model, loss, output=output, target=target)
-    present = [name for name in held if name in forward.graph.initializers]
-    make_inputs(forward.graph, present)
-    notes.parameters = dict.fromkeys(present, "")
+    initializers = forward.graph.initializers
+    trained, updated = (
+        [name for name in names if name in initializers] for names in (parameters, statistics)
+    )
+    make_master_inputs(forward.graph, trained)
+    make_inputs(forward.graph, updated)
+    notes.parameters = dict.fromkeys([*trained, *updated], "")
     notes.note(forward)
     return forward

@@ -9,8 +9,11 @@ from typing import TypeAlias
 import onnx_ir as ir
 
 from onnx_grad import known, selection
+from onnx_grad.builder import Builder
 from onnx_grad.errors import NotDifferentiableError, UnknownNameError
 from onnx_grad.path import Path
+from onnx_grad.prepare.lift import OLDEST_OPSET
+from onnx_grad.transforms.tracing import taken_names
 
 Patterns: TypeAlias = "str | Sequence[str] | None"
 
@@ -94,3 +97,24 @@ def make_inputs(graph: ir.Graph, names: Iterable[str]) -> None:
         value.const_value = None
         if not value.is_graph_input():
             graph.inputs.append(value)
+
+
+def make_master_inputs(graph: ir.Graph, names: Iterable[str]) -> None:
+    """As `make_inputs`; those of half precision become float32, master weights that are rounded when read."""
+    names = list(names)
+    make_inputs(graph, names)
+    wanted = set(names)
+    halves = [value for value in graph.inputs if value.name in wanted and value.dtype in known.HALF_TYPES]
+    if not halves:
+        return
+    op = Builder(graph.opset_imports.setdefault("", OLDEST_OPSET), taken_names(graph))
+    for value in halves:
+        uses = list(value.uses())
+        half = value.dtype
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+        with op.serving(str(value.name)):
+            rounded = op.Cast(value, to=half)
+        rounded.shape = value.shape
+        for user, index in uses:
+            user.replace_input_with(index, rounded)
+    graph.insert_before(next(iter(graph)), op.nodes)

@@ -125,8 +125,10 @@ class Trainer:
             "provider_options": provider_options,
             "session_options": session_options,
         }
-        self._lora, self._is_scaled = lora, precision == "float16"
+        self._lora = lora
         source, self._adapters = self._forward()
+        halves = (value.dtype == ir.DataType.FLOAT16 for value in source.graph.initializers.values())
+        self._is_scaled = precision == "float16" or any(halves)
         if lora is not None:
             parameters = [*listed(parameters), *(n for adapter in self._adapters for n in adapter.names)]
         training = training_graph(
@@ -362,9 +364,16 @@ class Trainer:
 
     def _evaluated(self, data: Batches, metrics: Sequence[MetricSpec]) -> dict[str, float]:
         if self._evaluator is None:
-            held = [name for block in self._engine.blocks() for name in block.layout.places]
+            notes = self._engine.notes
             forward, _ = self._forward()
-            model = evaluation_graph(forward, held, self._loss, output=self._output, target=self._target)
+            model = evaluation_graph(
+                forward,
+                notes.parameters,
+                notes.statistics,
+                self._loss,
+                output=self._output,
+                target=self._target,
+            )
             self._evaluator = Evaluator(model, self._engine, self._settings)
         meter = Meter(metrics, self._comparison())
         empty = True

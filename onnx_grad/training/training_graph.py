@@ -18,7 +18,7 @@ from onnx_grad.registry import Quantization
 from onnx_grad.saving import check_target, save
 from onnx_grad.training.loss_graph import LossSpec, append_loss
 from onnx_grad.training.mixed_precision import precision_of, use_half_precision
-from onnx_grad.training.parameters import Patterns, chosen, make_inputs, reaching
+from onnx_grad.training.parameters import Patterns, chosen, make_inputs, make_master_inputs, reaching
 from onnx_grad.transforms import grad
 from onnx_grad.transforms.tracing import PathLike, expand_path, garbage_collector_paused, taken_names
 
@@ -201,7 +201,8 @@ def training_graph(
     if parameters is None:
         names = reaching(path, graph, names)
     statistics = [name for name in notes.statistics if name in graph.initializers]
-    make_inputs(graph, [*names, *statistics])
+    make_master_inputs(graph, names)
+    make_inputs(graph, statistics)
     result = grad(ready.model, names, of, quantization=quantization)
     gradients: dict[str, str] = json.loads(result.metadata_props[METADATA_PREFIX + "gradients"])
     notes.parameters = {name: gradients[name] for name in names}

@@ -95,6 +95,23 @@ def test_options(folder: Path) -> None:
     assert before["w2"] != after["w2"]
 
 
+def test_adapters_in_half_precision(folder: Path) -> None:
+    options = ["--loss", "cross_entropy", "--epochs", 1, "--precision", "float16"]
+    adapters = [
+        "--lora",
+        2,
+        "--lora-alpha",
+        4,
+        "--lora-weights",
+        "w1",
+        "--adapter",
+        folder / "a.onnx_adapter",
+    ]
+    result = train(folder, *options, *adapters)
+    assert result.exit_code == 0, result.output
+    assert (folder / "a.onnx_adapter").exists()
+
+
 def test_bad_requests(folder: Path) -> None:
     for options, message in (
         (["--loss", "cross_entropi"], "cross_entropy"),
@@ -108,6 +125,8 @@ def test_bad_requests(folder: Path) -> None:
         (["--loss", "cross_entropy", "--frozen", "nothing*"], "nothing*"),
         (["--loss", "cross_entropy", "--providers", "NoSuchProvider"], "NoSuchProvider"),
         (["--loss", "mean_squared_error"], "labels"),
+        (["--loss", "cross_entropy", "--precision", "float8"], "bfloat16"),
+        (["--loss", "cross_entropy", "--lora-alpha", 2], "--lora RANK"),
     ):
         result = train(folder, *options)
         assert result.exit_code == 2, options

@@ -133,5 +133,16 @@ def test_what_cannot_be_run_is_refused() -> None:
         trainer(precision="float8")
     with pytest.raises(onnx_grad.RuntimeUnavailableError, match="no kernel"):
         trainer(precision="bfloat16")
-    with pytest.raises(onnx_grad.InputError, match="master weights"):
-        Trainer(classifier(dtype=np.float16), "cross_entropy", target="labels")
+
+
+def test_a_model_in_half_precision_is_trained_with_master_weights(tmp_path: Path) -> None:
+    t = Trainer(classifier(dtype=np.float16), "cross_entropy", target="labels", learning_rate=0.02)
+    data = points(dtype=np.float16)
+    history = t.fit(data, 15, evaluation=data, metrics=["accuracy"])
+    assert history[-1]["evaluation"]["accuracy"] > 0.9
+    assert t.weights()["w1"].dtype == np.float32
+    t.export(tmp_path / "tuned.onnx")
+    tuned = {v.name: v for v in onnx.load(tmp_path / "tuned.onnx").graph.initializer}
+    assert tuned["w1"].data_type == onnx.TensorProto.FLOAT16
+    rounded = t.weights()["w1"].astype(np.float16)
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(tuned["w1"]), rounded)
