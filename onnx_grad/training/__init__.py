@@ -5,7 +5,7 @@ from onnx_grad.training.evaluation_graph import evaluation_model
 from onnx_grad.training.log import plot_curves
 from onnx_grad.training.loop import loop_program
 from onnx_grad.training.lora import LoRA, lora_model
-from onnx_grad.training.loss_graph import Tensors, Term
+from onnx_grad.training.loss_graph import LossSpec, Tensors, Term
 from onnx_grad.training.losses import (
     L1,
     LOSSES,
@@ -51,6 +51,7 @@ __all__ = [
     "Lion",
     "LoRA",
     "Loss",
+    "LossSpec",
     "MeanSquaredError",
     "NegativeLogLikelihood",
     "Optimizer",

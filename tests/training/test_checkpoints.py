@@ -197,6 +197,6 @@ def test_a_kill_between_the_two_files_leaves_the_one_before(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments(tmp_path: Path) -> None:
-    """A few kills; `python -m tests.training.kills` makes fifty."""
-    assert survive(2, tmp_path) >= 1
+def test_a_kill_at_a_random_moment(tmp_path: Path) -> None:
+    """One kill; `python -m tests.training.kills` makes fifty."""
+    assert survive(1, tmp_path) >= 1

@@ -175,7 +175,7 @@ class TestData:
         assert trainer().fit(wide, 1) == trainer().fit(arrays, 1)
 
     def test_bad_data_is_refused(self, tmp_path: Path) -> None:
-        good = points(16)
+        good, t = points(16), trainer()
         for data, message in (
             ({"x": good["x"]}, "no array for 'labels'"),
             ({**good, "labels": good["labels"][:3]}, "different numbers of examples"),
@@ -191,7 +191,7 @@ class TestData:
             (tmp_path / "none.npz", "cannot read"),
         ):
             with pytest.raises(onnx_grad.InputError, match=message):
-                trainer().fit(data, 1)
+                t.fit(data, 1)
 
     def test_ignored_labels_pass(self) -> None:
         batch = points(16)
