@@ -64,5 +64,6 @@ def evaluation_graph(
     make_master_inputs(forward.graph, trained)
     make_inputs(forward.graph, updated)
     notes.parameters = dict.fromkeys([*trained, *updated], "")
+    notes.inputs = [name for name in notes.inputs if name not in notes.parameters]
     notes.note(forward)
     return forward

@@ -92,7 +92,7 @@ class Meter:
 
     def add(self, loss: float, outputs: Mapping[str, Array], batch: Mapping[str, Array]) -> None:
         """Take a batch into account."""
-        examples = float(len(next(iter(batch.values())))) if batch else 1.0
+        examples = float(next((len(array) for array in batch.values() if array.ndim), 1))
         self._add("loss", loss * examples, examples)
         for metric in self._metrics:
             if isinstance(metric, str):

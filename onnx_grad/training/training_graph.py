@@ -207,6 +207,8 @@ def training_graph(
     gradients: dict[str, str] = json.loads(result.metadata_props[METADATA_PREFIX + "gradients"])
     notes.parameters = {name: gradients[name] for name in names}
     notes.statistics = {name: notes.statistics[name] for name in statistics}
+    # In some files, initializers are inputs too.
+    notes.inputs = [name for name in notes.inputs if name not in {*names, *statistics}]
     if accumulate:
         _accumulate(result.graph, notes)
     if gradient_norm:

@@ -164,7 +164,7 @@ def _square_sum_model(x: ir.Value) -> onnx.ModelProto:
 
 def for_slices(settings: Mapping[str, Any], device: Device) -> Mapping[str, Any]:
     """Settings for a session that runs on slices: one of them is too small to be dealt out to threads."""
-    if not device.is_host or settings.get("session_options") is not None:
+    if not device.is_host:
         return settings
     options = onnxruntime().SessionOptions()
     options.intra_op_num_threads = 1

@@ -46,6 +46,7 @@ def with_weights(model: Model, weights: Mapping[str, Array] | PathLike, save_as:
         weights = StoredTensors(Path(weights))
     target = Path(os.path.abspath(os.fspath(save_as)))
     proto, folder = _proto(model)
+    _make_dense(proto.graph, weights)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     external: dict[str, list[tuple[onnx.TensorProto, Array]]] = {}
     for name, array in weights.items():
@@ -85,6 +86,21 @@ def _proto(model: Model) -> tuple[onnx.ModelProto, Path | None]:
         return ir.to_proto(model), Path(folders.pop()) if len(folders) == 1 else None
     path = os.fspath(model)
     return parse(path), Path(os.path.dirname(os.path.abspath(path)))
+
+
+def _make_dense(graph: onnx.GraphProto, weights: Mapping[str, Array]) -> None:
+    """Sparse initializers that get new content have no zeros to leave out any more."""
+    kept = []
+    for sparse in graph.sparse_initializer:
+        name = sparse.values.name
+        if name in weights:
+            dims, dtype = list(sparse.dims), sparse.values.data_type
+            graph.initializer.append(onnx.TensorProto(name=name, dims=dims, data_type=dtype))
+        else:
+            kept.append(sparse)
+    if len(kept) != len(graph.sparse_initializer):
+        del graph.sparse_initializer[:]
+        graph.sparse_initializer.extend(kept)
 
 
 def _fill(tensor: onnx.TensorProto, content: Array) -> None:

@@ -98,6 +98,19 @@ def test_adapter_inputs_have_zeros_as_default() -> None:
     assert input_names(model) == ["x", "w1.lora_A", "w1.lora_B", "w2.lora_A", "w2.lora_B"]
 
 
+def test_a_model_with_adapter_inputs_is_trained_as_it_is(tmp_path: Path) -> None:
+    model = lora_model(classifier(), LoRA(2))
+    t = trainer(model, parameters="*.lora_*")
+    t.reinitialize()
+    assert t.inputs == ("x", "labels")
+    assert len(t.parameters) == 4
+    history = t.fit(points(), 10, evaluation=points())
+    assert history[-1]["loss"] < history[0]["loss"]
+    t.export_adapter(tmp_path / "tuned.onnx_adapter")
+    adapter = onnxruntime.AdapterFormat.read_adapter(str(tmp_path / "tuned.onnx_adapter"))
+    np.testing.assert_array_equal(adapter.get_parameters()["w1.lora_A"].numpy(), t.weights()["w1.lora_A"])
+
+
 def test_bad_requests() -> None:
     with pytest.raises(onnx_grad.InputError, match="rank"):
         LoRA(0)

@@ -122,6 +122,21 @@ class TestExternalData:
             np.testing.assert_array_equal(weights(path)[name], value)
 
 
+def test_sparse_weights_become_dense(tmp_path: Path) -> None:
+    model = classifier()
+    bias = model.graph.initializer.pop(1)
+    assert bias.name == "b1"
+    values = onnx.helper.make_tensor("b1", onnx.TensorProto.FLOAT, [1], [0.5])
+    indices = onnx.helper.make_tensor("b1_indices", onnx.TensorProto.INT64, [1], [2])
+    model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, indices, [8]))
+    trainer = Trainer(model, "cross_entropy", target="labels")
+    assert trainer.weights()["b1"][2] == 0.5
+    trainer.step(points())
+    trainer.export(tmp_path / "tuned.onnx")
+    np.testing.assert_array_equal(weights(tmp_path / "tuned.onnx")["b1"], trainer.weights()["b1"])
+    assert not onnx.load(tmp_path / "tuned.onnx").graph.sparse_initializer
+
+
 def test_bad_weights_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "tuned.onnx"
     cases: list[tuple[dict[str, Any], str]] = [
