@@ -12,9 +12,10 @@ import onnx_ir as ir
 
 from onnx_grad import known
 from onnx_grad.errors import InputError
-from onnx_grad.sessions import create_session, onnxruntime, runtime_errors, runtime_message
-from onnx_grad.signature import Bound, InputSpec, dtype_of
+from onnx_grad.sessions import create_session
+from onnx_grad.signature import InputSpec
 from onnx_grad.training.buffers import Block, Device, Layout, aligned, ort_value
+from onnx_grad.training.feeding import BatchCheck, Feeds, run
 from onnx_grad.training.in_place import overwritable
 from onnx_grad.training.optimizer_graph import ParameterGroup, check_groups, group_of
 from onnx_grad.training.optimizers import Optimizer
@@ -69,6 +70,7 @@ class Engine:
         ]
         self._turn = 0
         self.load(_Contents(values))
+        self._check = BatchCheck(self.specs, self.notes)
         self._feeds = Feeds(device)
         self._session = create_session(training, **settings)
         self.loss = aligned([], np.dtype("float32"))
@@ -135,7 +137,7 @@ class Engine:
         Raises:
             InputError: The batch does not fit the model.
         """
-        check_batch(self.specs, self.notes, batch)
+        self._check(batch)
         for name, scalar in self._scalars.items():
             scalar[...] = seed if name == self.notes.seed else loss_scale
         binding = self._bindings[self._turn]
@@ -242,12 +244,13 @@ class Evaluator:
         self._session = create_session(model, **settings)
         self._binding = self._session.io_binding()
         self._feeds = Feeds(engine.device)
-        self._specs, self._engine = engine.specs, engine
+        self._engine = engine
+        self._check = BatchCheck(engine.specs, self.notes)
         self._outputs = [self.notes.loss, *(name for name in self.notes.outputs if name != self.notes.loss)]
 
     def __call__(self, batch: Mapping[str, Array]) -> tuple[float, dict[str, Array]]:
         """The loss of a batch, and the outputs of the model."""
-        check_batch(self._specs, self.notes, batch)
+        self._check(batch)
         for name, array in batch.items():
             self._feeds.bind(self._binding, name, array)
         for block in self._engine.blocks():
@@ -262,77 +265,6 @@ class Evaluator:
         values = dict(zip(self._outputs, self._binding.get_outputs(), strict=True))
         loss = float(values[self.notes.loss].numpy().reshape(()))
         return loss, {name: values[name].numpy() for name in self.notes.outputs}
-
-
-class Feeds:
-    """Brings batches to a device, always into the same memory as long as their shapes stay the same."""
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._kept: dict[tuple[str, tuple[int, ...]], tuple[Array, Any]] = {}
-
-    def bind(self, binding: Any, name: str, array: Array) -> None:
-        """Let the session input `name` read `array`."""
-        key = name, array.shape
-        if key not in self._kept:
-            # Two shapes of each input: full batches, and the last one of an epoch.
-            for old in [old for old in self._kept if old[0] == name][:-1]:
-                del self._kept[old]
-            host = aligned(array.shape, array.dtype)
-            self._kept[key] = host, _value(host, self._device)
-        host, value = self._kept[key]
-        np.copyto(host, array)
-        if not self._device.is_host:
-            value.update_inplace(host)
-        binding.bind_ortvalue_input(name, value)
-
-
-def _value(array: Array, device: Device) -> Any:
-    if array.dtype.isbuiltin == 1:
-        return ort_value(array, device)
-    bits = array.view(f"u{array.dtype.itemsize}")
-    if not device.is_host:
-        raise InputError(f"inputs of {array.dtype} are not supported on '{device.kind}'")
-    return onnxruntime().OrtValue.ortvalue_from_numpy_with_onnx_type(bits, int(dtype_of(array)))
-
-
-def run(session: Any, binding: Any, batch: Mapping[str, Array]) -> None:
-    """Run a session on what is bound.
-
-    Raises:
-        InputError: ONNX Runtime cannot evaluate the model with this batch.
-    """
-    try:
-        session.run_with_iobinding(binding)
-    except runtime_errors() as error:
-        given = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in batch.items())
-        raise InputError(
-            f"ONNX Runtime cannot evaluate the model with this batch: {runtime_message(error)} "
-            f"(given: {given})"
-        ) from error
-
-
-def check_batch(specs: Mapping[str, InputSpec], notes: TrainingNotes, batch: Mapping[str, Array]) -> None:
-    """See that a batch fits the inputs, and that its labels are classes.
-
-    Raises:
-        InputError: It does not.
-    """
-    bound: dict[str, Bound] = {}
-    for name, spec in specs.items():
-        if name in batch:
-            spec.check(dtype_of(batch[name]), batch[name].shape, bound)
-    for name, (classes, ignored) in notes.labels.items():
-        labels = batch[name]
-        wrong = (labels < 0) | (labels >= classes if classes is not None else False)
-        wrong &= labels != ignored
-        if wrong.any():
-            where = tuple(int(index[0]) for index in np.nonzero(wrong))
-            allowed = f"0 to {classes - 1}" if classes is not None else "0 or more"
-            raise InputError(
-                f"data: '{name}' holds the label {labels[where]} (at {list(where)} of the batch), and labels "
-                f"are {allowed}, or {ignored} for what does not count"
-            )
 
 
 def by_type(values: Iterator[ir.Value]) -> list[Layout]:

@@ -23,7 +23,7 @@ from onnx_grad.sessions import Provider
 from onnx_grad.training import loss_scaling
 from onnx_grad.training.buffers import device_of
 from onnx_grad.training.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
-from onnx_grad.training.data import Batches, Data, batches_of
+from onnx_grad.training.data import Batches, Data, batches_of, chosen
 from onnx_grad.training.diagnosis import origin
 from onnx_grad.training.engine import Engine, Evaluator
 from onnx_grad.training.evaluation_graph import evaluation_graph
@@ -214,10 +214,11 @@ class Trainer:
                 f"not {len(batches)}"
             )
         engine, state = self._engine, self.state
+        taken = [chosen(batch, engine.specs) for batch in batches]
         if self.accumulation > 1:
             engine.clear_gradients()
         total, loss_scale = 0.0, state.loss_scale if self._is_scaled else 1.0
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(taken):
             seed = self._mask_seed(state.batches + number)
             loss = engine.differentiate(batch, seed, loss_scale)
             if not math.isfinite(loss):
@@ -233,7 +234,7 @@ class Trainer:
         elif self._is_scaled and loss_scaling.after_overflow(state):
             state.skipped += 1
         else:
-            raise self._diverged(batches[-1], seed, f"the norm of the gradients is {norm}")
+            raise self._diverged(taken[-1], seed, f"the norm of the gradients is {norm}")
         state.step += 1
         state.batches += len(batches)
         return StepResult(total / len(batches), norm * scale if is_finite else None, rate)

@@ -174,6 +174,13 @@ class TestData:
         wide = {"x": arrays["x"].astype(np.float64), "labels": arrays["labels"].astype(np.int32)}
         assert trainer().fit(wide, 1) == trainer().fit(arrays, 1)
 
+    def test_a_step_takes_lists_and_leaves_out_what_it_does_not_need(self) -> None:
+        batch = points(4)
+        lists: dict[str, Any] = {name: array.tolist() for name, array in batch.items()}
+        assert trainer().step({**lists, "other": [1]}) == trainer().step(batch)
+        with pytest.raises(onnx_grad.InputError, match="'labels'"):
+            trainer().step({"x": batch["x"]})
+
     def test_bad_data_is_refused(self, tmp_path: Path) -> None:
         good, t = points(16), trainer()
         for data, message in (
