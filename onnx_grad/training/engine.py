@@ -113,10 +113,14 @@ class Engine:
 
     def load(self, weights: Mapping[str, Array]) -> None:
         """Set parameters, moving averages and running statistics."""
-        for block in self.blocks():
-            block.load(weights)
+        self.set_weights(weights)
         for updater in self.updaters:
             updater.start_average()
+
+    def set_weights(self, weights: Mapping[str, Array]) -> None:
+        """Set parameters and running statistics, and leave moving averages as they are."""
+        for block in self.blocks():
+            block.load(weights)
 
     def restore(self, state: Mapping[str, Array]) -> None:
         """Set everything that `state` gives."""

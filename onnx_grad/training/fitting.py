@@ -76,6 +76,8 @@ class Fitting:
             self._finish_epoch()
             if self._folder is not None:
                 self._trainer.save_checkpoint(self._folder)
+        if self._early_stopping is not None and self._early_stopping.restore_best:
+            self._trainer.restore_best()
 
     def _run_epoch(self) -> None:
         trainer, state = self._trainer, self._trainer.state
@@ -110,6 +112,8 @@ class Fitting:
         self._write({**line, "time": time.time()})
         if self._early_stopping is not None:
             self._early_stopping.watch(state, results)
+            if state.waited == 0 and self._early_stopping.restore_best:
+                self._trainer.keep_best()
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._log is not None:

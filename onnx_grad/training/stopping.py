@@ -20,12 +20,15 @@ class EarlyStopping:
         metric: What is watched: `"loss"`, or one of the metrics.
         smallest_change: What counts as better.
         larger_is_better: Whether it should grow; by default only `"accuracy"` should.
+        restore_best: Whether the training ends with the weights of its best epoch, a copy of which is kept on
+            the host.
     """
 
     patience: int = 5
     metric: str = "loss"
     smallest_change: float = 0.0
     larger_is_better: bool | None = None
+    restore_best: bool = True
 
     def watch(self, state: TrainingState, evaluation: Mapping[str, float]) -> None:
         """Note in `state` what an evaluation says, and whether the training is over.

@@ -158,6 +158,7 @@ class Trainer:
         gc.collect()
         self._evaluator: Evaluator | None = None
         self._has_average = average is not None
+        self._best: dict[str, Array] = {}
         self.state = TrainingState()
         self._fingerprint = self._settings_that_count(groups, average, training_mode, precision)
 
@@ -302,6 +303,15 @@ class Trainer:
             fitting.run()
         return self.history
 
+    def keep_best(self) -> None:
+        """Keep a copy of the weights, which are the best so far."""
+        self._best = self.weights()
+
+    def restore_best(self) -> None:
+        """Go back to the weights that were kept last, if any."""
+        if self._best:
+            self._engine.set_weights(self._best)
+
     def evaluate(self, data: Data, metrics: Sequence[MetricSpec] = ()) -> dict[str, float]:
         """The mean loss over `data`, and metrics, of the model as it is in use.
 
@@ -351,7 +361,9 @@ class Trainer:
             OutputError: It cannot be written; earlier ones are as they were.
         """
         state = {"progress": asdict(self.state), "settings": self._fingerprint}
-        return save_checkpoint(Path(folder), self.state.step, state, dict(self._engine.state()))
+        tensors = dict(self._engine.state())
+        tensors.update({f"best/{name}": array for name, array in self._best.items()})
+        return save_checkpoint(Path(folder), self.state.step, state, tensors)
 
     def load_checkpoint(self, folder: PathLike) -> bool:
         """Go back to the newest checkpoint in `folder`; returns whether there is one.
@@ -407,6 +419,11 @@ class Trainer:
         check_same(checkpoint.path, checkpoint.state["settings"], self._fingerprint)
         try:
             self._engine.restore(checkpoint.tensors)
+            self._best = {
+                name.removeprefix("best/"): checkpoint.tensors[name]
+                for name in checkpoint.tensors
+                if name.startswith("best/")
+            }
             self.state = TrainingState(**checkpoint.state["progress"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint '{checkpoint.path}' is incomplete: {error}") from error

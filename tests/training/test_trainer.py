@@ -255,6 +255,28 @@ class TestEnding:
         assert len(history) == 4
         assert len(t.fit(points(), 50, evaluation=points())) == 4
 
+    def test_the_best_weights_come_back(self, tmp_path: Path) -> None:
+        # Labels that have nothing to do with the points: the surer, the worse.
+        held_out = {**points(32, seed=1), "labels": np.random.default_rng(0).integers(0, 3, 32)}
+        options: dict[str, Any] = {
+            "evaluation": held_out,
+            "early_stopping": EarlyStopping(patience=2),
+            "checkpoint": tmp_path,
+            "resume": True,
+        }
+        t = trainer()
+        history = t.fit(points(), 12, **options)
+        losses = [line["evaluation"]["loss"] for line in history]
+        assert losses[-1] > min(losses)
+        assert t.evaluate(held_out)["loss"] == min(losses)
+        again = trainer()
+        assert again.fit(points(), 12, **options) == history
+        assert_equal(again.weights(), t.weights())
+        last = trainer()
+        options["early_stopping"] = EarlyStopping(patience=2, restore_best=False)
+        last.fit(points(), 12, **options)
+        assert last.evaluate(held_out)["loss"] == losses[-1]
+
     def test_what_early_stopping_watches_has_to_be_there(self) -> None:
         with pytest.raises(onnx_grad.InputError, match="'accuracy'"):
             trainer().fit(points(), 2, early_stopping=EarlyStopping(metric="accuracy"))
