@@ -115,6 +115,8 @@ def _assigned(flag: str, text: str, fields: list[str]) -> tuple[str, Any]:
         )
     try:
         parsed = json.loads(value)
-    except ValueError:
+    except ValueError as error:
+        if name != "reduction":
+            raise InputError(f"{flag} '{text}': '{value}' is no number or list") from error
         parsed = value
     return name, tuple(parsed) if isinstance(parsed, list) else parsed

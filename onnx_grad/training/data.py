@@ -109,6 +109,11 @@ def batches_of(data: Data, specs: Mapping[str, InputSpec], size: int, seed: int 
             "data: an iterator can be gone through once only; give a list, or a function from the number of "
             "the epoch to an iterable"
         )
+    if not callable(data) and not isinstance(data, Iterable):
+        raise InputError(
+            f"data: {type(data).__name__} is no data; give the path of an .npz file, a dict of arrays, an "
+            "iterable of batches, or a function from the number of the epoch to one"
+        )
     return StreamedBatches(data, specs)
 
 

@@ -54,7 +54,10 @@ class Tensors(Mapping[str, ir.Value]):
                 return value
         if name in self._values:
             raise InputError(f"loss: '{name}' is a tensor of the model already; give the target another name")
-        kind = dtype if isinstance(dtype, ir.DataType) else ir.DataType[_TYPE_NAMES.get(dtype, dtype.upper())]
+        code = dtype.name if isinstance(dtype, ir.DataType) else _TYPE_NAMES.get(dtype, dtype.upper())
+        if code not in ir.DataType.__members__:
+            raise InputError(f"loss: there is no element type '{dtype}' for the input '{name}'")
+        kind = ir.DataType[code]
         dims = None if shape is None else ir.Shape(shape)
         value = ir.Value(name=name, shape=dims, type=ir.TensorType(kind))
         self._graph.inputs.append(value)
@@ -190,7 +193,10 @@ def _build(graph: ir.Graph, tensors: Tensors, function: LossFunction) -> str:
     """Record what `function` builds, and give it out as `loss`."""
     op = Builder(graph.opset_imports.setdefault("", OLDEST_OPSET), {*taken_names(graph), *tensors})
     with recording(op), op.serving("loss"):
-        value = function(op, tensors)
+        try:
+            value = function(op, tensors)
+        except onnx.defs.SchemaError as error:
+            raise InputError(f"loss: the function builds what is no operator: {error}") from error
         if not isinstance(value, ir.Value):
             raise InputError(
                 f"loss: the function gave {type(value).__name__}; it must return a value it built"

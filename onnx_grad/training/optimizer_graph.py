@@ -204,6 +204,8 @@ def optimizer_of(optimizer: OptimizerSpec) -> Optimizer:
     """
     if isinstance(optimizer, Optimizer):
         return optimizer
+    if not isinstance(optimizer, str):
+        raise InputError(f"optimizer: {optimizer!r} is neither the name of an optimizer nor an Optimizer")
     if optimizer not in OPTIMIZERS:
         raise UnknownNameError.near("optimizer", optimizer, OPTIMIZERS, "optimizer")
     return OPTIMIZERS[optimizer]()

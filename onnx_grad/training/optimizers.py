@@ -47,9 +47,12 @@ class Optimizer(ABC):
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, float | int) and not value >= 0.0:
-                raise InputError(f"{type(self).__name__}: {field.name}={value} is negative")
-            if field.name in _BELOW_ONE and not all(0.0 <= v < 1.0 for v in _numbers(value)):
+            numbers = value if field.name == "betas" and isinstance(value, tuple) else (value,)
+            wanted = 2 if field.name == "betas" else 1
+            if len(numbers) != wanted or not all(isinstance(n, float | int) and n >= 0.0 for n in numbers):
+                kind = "a pair of numbers" if wanted == 2 else "a number"
+                raise InputError(f"{type(self).__name__}: {field.name}={value!r} is not {kind} from 0 on")
+            if field.name in _BELOW_ONE and not all(n < 1.0 for n in numbers):
                 raise InputError(f"{type(self).__name__}: {field.name}={value} is not in [0, 1)")
 
     @property
@@ -77,10 +80,6 @@ class Optimizer(ABC):
 
 
 _BELOW_ONE = frozenset({"betas", "momentum", "alpha"})
-
-
-def _numbers(value: Any) -> tuple[float, ...]:
-    return value if isinstance(value, tuple) else (value,)
 
 
 @dataclass(frozen=True)

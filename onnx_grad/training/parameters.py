@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnx_grad import known, selection
 from onnx_grad.builder import Builder
-from onnx_grad.errors import NotDifferentiableError, UnknownNameError
+from onnx_grad.errors import InputError, NotDifferentiableError, UnknownNameError
 from onnx_grad.path import Path
 from onnx_grad.prepare.lift import OLDEST_OPSET
 from onnx_grad.transforms.tracing import taken_names
@@ -22,7 +22,11 @@ def listed(patterns: Patterns) -> list[str]:
     """The patterns of a request as a list."""
     if patterns is None:
         return []
-    return [patterns] if isinstance(patterns, str) else list(patterns)
+    names = [patterns] if isinstance(patterns, str) else list(patterns)
+    for name in names:
+        if not isinstance(name, str):
+            raise InputError(f"{name!r} is neither the name of a parameter nor a pattern")
+    return names
 
 
 def fits(name: str, patterns: Iterable[str]) -> bool:

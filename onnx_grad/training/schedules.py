@@ -115,6 +115,8 @@ def schedule_of(schedule: ScheduleSpec) -> Schedule:
     """
     if isinstance(schedule, Schedule):
         return schedule
+    if not isinstance(schedule, str):
+        raise InputError(f"schedule: {schedule!r} is neither the name of a schedule nor a Schedule")
     if schedule not in SCHEDULES:
         raise UnknownNameError.near("schedule", schedule, SCHEDULES, "schedule")
     return SCHEDULES[schedule]()

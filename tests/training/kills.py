@@ -42,6 +42,7 @@ def survive(kills: int, folder: Path, seed: int = 0, report: bool = False) -> in
     expected = whole.read_bytes()
     moments, killed, finished = random.Random(seed), 0, 0
     while killed < kills or checkpoints.exists():
+        is_fresh, started = not checkpoints.exists(), time.perf_counter()
         process = subprocess.Popen(
             command(folder, out, checkpoints), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
@@ -58,6 +59,9 @@ def survive(kills: int, folder: Path, seed: int = 0, report: bool = False) -> in
         if out.read_bytes() != expected:
             raise AssertionError("a resumed training came to other weights")
         finished += 1
+        if is_fresh:
+            # The machine may have been busier when the first was timed.
+            duration = min(duration, time.perf_counter() - started)
         shutil.rmtree(checkpoints)
         out.unlink()
         if report:

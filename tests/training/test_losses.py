@@ -251,6 +251,13 @@ class TestForms:
             (classifier(), CrossEntropy([1.0]), onnx_grad.InputError, "1 entries"),
             (classifier(), CrossEntropy(axis=7), onnx_grad.InputError, "axis"),
             (classifier(), lambda op, tensors: 1.0, onnx_grad.InputError, "float"),
+            (classifier(), lambda op, tensors: op.Nope(tensors["x"]), onnx_grad.InputError, "Nope"),
+            (
+                classifier(),
+                lambda op, tensors: tensors.input("t", "floaty", []),
+                onnx_grad.InputError,
+                "floaty",
+            ),
         ):
             with pytest.raises(kind, match=message):
                 training_model(model, loss)

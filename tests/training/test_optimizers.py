@@ -205,6 +205,9 @@ def test_bad_options_are_refused() -> None:
         lambda: SGD(momentum=1.0),
         lambda: Adam(betas=(0.9, 1.0)),
         lambda: AdamW(eps=-1.0),
+        lambda: Adam(betas=(0.9,)),  # type: ignore[arg-type]
+        lambda: Adam(weight_decay="much"),  # type: ignore[arg-type]
+        lambda: optimizer_graph(parameters(), 7),  # type: ignore[arg-type]
         lambda: optimizer_graph(parameters(), "sgd", clip_norm=0.0),
         lambda: optimizer_graph(parameters(), "sgd", average=1.0),
         lambda: optimizer_graph(parameters(), "sgd", groups=[ParameterGroup("*", options={"beta": 1})]),

@@ -196,6 +196,7 @@ class TestData:
             ([good["x"]], "a batch is a dict"),
             ({"x": np.float32(1), "labels": np.int64(1)}, "single number"),
             (tmp_path / "none.npz", "cannot read"),
+            (42, "int is no data"),
         ):
             with pytest.raises(onnx_grad.InputError, match=message):
                 t.fit(data, 1)
@@ -213,6 +214,8 @@ class TestData:
             {"batch_size": 0},
             {"seed": -1},
             {"clip_norm": -1.0},
+            {"schedule": 7},
+            {"parameters": ["w1", 3]},
         ):
             with pytest.raises(onnx_grad.InputError):
                 trainer(**options)
