@@ -25,7 +25,7 @@ def command(folder: Path, out: Path, checkpoints: Path) -> list[str]:
     return [
         *(sys.executable, "-c", "from onnx_grad.cli import main; main()"),
         *("train", str(folder / "model.onnx"), "--data", str(folder / "train.npz")),
-        *("--loss", "cross_entropy", "--labels", "labels", "--epochs", "4", "--batch-size", "8"),
+        *("--loss", "cross_entropy", "--labels", "labels", "--epochs", "8", "--batch-size", "8"),
         *("--schedule", "cosine", "--average", "0.9", "--clip-norm", "1", "--reinitialize"),
         *("--checkpoint", str(checkpoints), "--checkpoint-every", "2", "--resume", "--out", str(out)),
     ]
@@ -46,7 +46,7 @@ def survive(kills: int, folder: Path, seed: int = 0, report: bool = False) -> in
         process = subprocess.Popen(
             command(folder, out, checkpoints), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
-        limit = moments.uniform(0.2, 1.0) * duration if killed < kills else None
+        limit = moments.uniform(0.5, 1.0) * duration if killed < kills else None
         try:
             _, error = process.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
