@@ -36,6 +36,8 @@ from onnx_grad.training import (
     SCHEDULES,
     EarlyStopping,
     LoRA,
+    Schedule,
+    StepDecay,
     Trainer,
     loop_program,
     plot_curves,
@@ -66,8 +68,12 @@ def train(
     optimizer_option: OptimizerOptions = None,
     lr: Annotated[float, typer.Option("--lr", help="The learning rate.")] = 1e-3,
     schedule: Annotated[
-        str, typer.Option("--schedule", help=f"Of the learning rate: {', '.join(SCHEDULES)}.")
+        str, typer.Option("--schedule", help=f"Of the learning rate: {', '.join(SCHEDULES)} or step.")
     ] = "constant",
+    decay_every: Annotated[
+        int | None,
+        typer.Option("--decay-every", metavar="UPDATES", help="When --schedule step multiplies it with 0.1."),
+    ] = None,
     warmup: Annotated[
         int,
         typer.Option("--warmup", metavar="UPDATES", help="Let the learning rate grow over the first ones."),
@@ -156,8 +162,6 @@ def train(
             check_target(plot)
             if log is None:
                 raise InputError("--plot draws the curves of the log; give --log FILE.jsonl too")
-        if schedule not in SCHEDULES:
-            raise InputError(f"--schedule {schedule} is none of {', '.join(SCHEDULES)}")
         if patience is not None and evaluation is None:
             raise InputError("--patience watches the evaluation; give --eval FILE.npz too")
         started = time.perf_counter()
@@ -170,7 +174,7 @@ def train(
             output=output,
             target=labels,
             learning_rate=lr,
-            schedule=SCHEDULES[schedule](warmup=warmup),
+            schedule=_schedule(schedule, warmup, decay_every),
             clip_norm=clip_norm,
             accumulation=accumulation,
             average=average,
@@ -278,6 +282,16 @@ def loop(
     """Print a minimal training loop in Python that needs nothing but onnxruntime and numpy."""
     with errors(as_json=False):
         typer.echo(loop_program(read_artifacts(folder)), nl=False)
+
+
+def _schedule(name: str, warmup: int, decay_every: int | None) -> Schedule:
+    if (name == "step") != (decay_every is not None):
+        raise InputError("--schedule step and --decay-every UPDATES belong together; give both or neither")
+    if decay_every is not None:
+        return StepDecay(decay_every, warmup=warmup)
+    if name not in SCHEDULES:
+        raise InputError(f"--schedule {name} is none of {', '.join(SCHEDULES)} and step")
+    return SCHEDULES[name](warmup=warmup)
 
 
 def _precision(name: str) -> Precision:

@@ -112,6 +112,16 @@ def test_adapters_in_half_precision(folder: Path) -> None:
     assert (folder / "a.onnx_adapter").exists()
 
 
+def test_a_learning_rate_in_steps(folder: Path) -> None:
+    log = folder / "log.jsonl"
+    options = ["--loss", "cross_entropy", "--epochs", 2, "--lr", 1e-3, "--log", log]
+    result = train(folder, *options, "--schedule", "step", "--decay-every", 4)
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    rates = [line["learning_rate"] for line in lines if line["event"] == "step"]
+    np.testing.assert_allclose(rates, [1e-3] * 4 + [1e-4] * 2)
+
+
 def test_bad_requests(folder: Path) -> None:
     for options, message in (
         (["--loss", "cross_entropi"], "cross_entropy"),
@@ -119,6 +129,7 @@ def test_bad_requests(folder: Path) -> None:
         (["--loss", "cross_entropy", "--optimizer-option", "lambda=1"], "weight_decay"),
         (["--loss", "cross_entropy", "--loss-option", "smoothing"], "label_smoothing"),
         (["--loss", "cross_entropy", "--schedule", "cosin"], "cosine"),
+        (["--loss", "cross_entropy", "--schedule", "step"], "--decay-every"),
         (["--loss", "cross_entropy", "--plot", folder / "c.png"], "--log"),
         (["--loss", "cross_entropy", "--patience", 3], "--eval"),
         (["--loss", "cross_entropy", "--resume"], "checkpoint"),
