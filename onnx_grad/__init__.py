@@ -4,6 +4,8 @@ from importlib.metadata import version
 
 from onnx_grad.checking import GradientReport, check_gradients
 from onnx_grad.errors import (
+    CheckpointError,
+    DivergedError,
     InputError,
     ModelError,
     NoLayerWarning,
@@ -25,6 +27,8 @@ from onnx_grad.transforms import grad, hessian, hvp, jacobian, jvp, lower, vjp, 
 __version__ = version("onnx-grad")
 
 __all__ = [
+    "CheckpointError",
+    "DivergedError",
     "GradientFunction",
     "GradientReport",
     "InputError",

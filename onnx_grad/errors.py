@@ -55,6 +55,14 @@ class OutputError(OnnxGradError):
     """The result cannot be written where it was asked to go."""
 
 
+class CheckpointError(OnnxGradError):
+    """A checkpoint is damaged, or belongs to another training."""
+
+
+class DivergedError(OnnxGradError):
+    """A training came upon numbers that are infinite or none at all."""
+
+
 class NoPathWarning(UserWarning):
     """No differentiable path leads from a tensor in `wrt` to any in `of`: its gradient is zeros."""
 

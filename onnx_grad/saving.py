@@ -79,7 +79,7 @@ def _write_whole(target: str, write: Callable[[BinaryIO], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, target)
     except BaseException:
         os.unlink(temporary)
@@ -96,7 +96,8 @@ def _save_with_data(model: ir.Model, folder: str, name: str) -> None:
         os.replace(os.path.join(temporary, name), os.path.join(folder, name))
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions that new files of this process do not get."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

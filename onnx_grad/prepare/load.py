@@ -28,11 +28,16 @@ def load(model: Model) -> LightModel:
         return lighten(model)
     if isinstance(model, (str, os.PathLike)):
         path = os.fspath(model)
-        return lighten(_parse(path), os.path.dirname(os.path.abspath(path)))
+        return lighten(parse(path), os.path.dirname(os.path.abspath(path)))
     raise ModelError(f"a model is a path, an onnx.ModelProto or an onnx_ir.Model, not {type(model).__name__}")
 
 
-def _parse(path: str) -> onnx.ModelProto:
+def parse(path: str) -> onnx.ModelProto:
+    """The model in the file at `path`; its external data is not looked at.
+
+    Raises:
+        ModelError: There is no such file, or it is no ONNX model.
+    """
     try:
         content = Path(path).read_bytes()
     except OSError as error:
