@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from onnx_grad.builder import Builder
 from onnx_grad.rules.filters import Filters, run_time_padding
+from onnx_grad.rules.transposed_products import paying_product
 from onnx_grad.rules.windows import TO_THE_END, Windows, given
 
 _FEW_CHANNELS = 4
@@ -26,7 +27,9 @@ def transposed_convolution(
     Returns:
         A value of the shape of `image`.
     """
-    windows = filters.windows
+    windows, product = filters.windows, paying_product(filters)
+    if product is not None:
+        return product(op, filters, response, image)
     if _flipping_pays(filters):
         return _flipped_convolution(op, filters, response)
     behind = windows.behind

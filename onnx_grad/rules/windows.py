@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_grad import known
@@ -153,6 +155,12 @@ def same_padding(windows: Windows) -> Sizes | None:
         return None
     axes = zip(windows.positions, windows.strides, windows.extent, strict=True)
     return tuple((i - 1) // s * s + x - i for i, s, x in axes)
+
+
+def tap_positions(windows: Windows, axis: int) -> npt.NDArray[np.int64]:
+    """Where the taps of each window along `axis` lie, [O, kernel]; some of them outside of the image."""
+    first = np.arange(given(windows.count)[axis]) * given(windows.strides)[axis] - given(windows.begin)[axis]
+    return first[:, None] + np.arange(given(windows.kernel)[axis]) * given(windows.dilations)[axis]
 
 
 def given(sizes: Known | None) -> Known:

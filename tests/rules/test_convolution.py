@@ -14,6 +14,7 @@ import onnx
 import pytest
 
 import onnx_grad
+from onnx_grad.rules import transposed_products
 from tests.oracle import (
     SHAPE_KNOWLEDGE,
     check,
@@ -145,7 +146,10 @@ FORMULAS: list[tuple[Shape, Shape, dict[str, Any], tuple[str, ...]]] = [
     ((2, 8, 4, 4), (4, 8, 1, 1), {}, ("MatMul",)),
     ((2, 8, 4, 4), (4, 8, 1, 1), {"strides": [2, 2]}, ("MatMul", "Slice")),
     ((2, 8, 4, 4), (4, 8, 3, 3), {"pads": [1, 1, 1, 1]}, ("MatMul", "Pad")),
-    ((2, 8, 4, 4), (8, 1, 3, 3), {"pads": [1, 1, 1, 1], "group": 8}, ("MatMul", "Pad")),
+    ((2, 8, 4, 4), (8, 1, 3, 3), {"pads": [1, 1, 1, 1], "group": 8}, ("MatMul", "Slice")),
+    ((2, 8, 5, 5), (8, 1, 3, 3), {"strides": [2, 2], "group": 8}, ("MatMul", "Slice")),
+    ((2, 8, 4, 40), (8, 1, 3, 3), {"pads": [1, 1, 1, 1], "group": 8}, ("MatMul", "Pad")),
+    ((2, 8, 1, 4), (8, 1, 3, 3), {"pads": [1, 1, 1, 1], "group": 8}, ("MatMul", "Pad")),
     ((2, 16, 4, 4), (4, 16, 3, 3), {"pads": [1, 1, 1, 1]}, ("MatMul", "Pad", "Gather")),
     ((2, 8, 5, 5), (4, 8, 3, 3), {"strides": [2, 2]}, ("MatMul", "Gather")),
     ((2, 8, 5, 5), (4, 4, 3, 3), {"strides": [2, 2], "group": 2}, ("Conv",)),
@@ -181,9 +185,59 @@ def test_formulas_for_the_weights(
             np.testing.assert_allclose(actual[name], tensor.grad.numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("few_windows", [1000, 0], ids=["scattered", "gathered"])
+@pytest.mark.parametrize(
+    ("op_type", "x", "w", "attributes"),
+    [("Conv", *case) for case in CONVOLUTIONS] + [("ConvTranspose", *case) for case in TRANSPOSED],
+    ids=str,
+)
+def test_products_for_the_image(
+    op_type: str,
+    x: Shape,
+    w: Shape,
+    attributes: dict[str, Any],
+    few_windows: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The products that replace `ConvTranspose` for many weights, wherever they can, for few weights too."""
+    monkeypatch.setattr(transposed_products, "_MANY_WEIGHTS", 0)
+    monkeypatch.setattr(transposed_products, "_FEW_WINDOWS", few_windows)
+    inputs = _arrays(x=x, w=w)
+    model = single_node(op_type, inputs, kernel_shape=w[2:], **attributes)
+    check_in_single_precision(model, inputs)
+
+
+# Shape of x, shape of w, attributes, an operator that tells the formula for the gradient of the input.
+IMAGE_FORMULAS: list[tuple[Shape, Shape, dict[str, Any], str]] = [
+    ((2, 64, 3, 3), (64, 64, 3, 3), {"pads": [1, 1, 1, 1]}, "Gemm"),
+    ((2, 64, 7, 7), (64, 64, 3, 3), {"pads": [1, 1, 1, 1], "strides": [2, 2]}, "Gemm"),
+    ((2, 64, 6, 6), (64, 64, 3, 3), {"pads": [1, 0, 2, 1]}, "Gather"),
+    ((2, 128, 20), (128, 128, 3), {"dilations": [2]}, "Gemm"),
+    ((1, 64, 9, 9), (64, 64, 3, 3), {"pads": [1, 1, 1, 1]}, "ConvTranspose"),
+    ((1, 64, 6, 6), (64, 64, 3, 3), {"pads": [3, 0, 0, 0]}, "ConvTranspose"),
+]
+
+
+@pytest.mark.parametrize(("x", "w", "attributes", "expected"), IMAGE_FORMULAS, ids=str)
+def test_formulas_for_the_image(x: Shape, w: Shape, attributes: dict[str, Any], expected: str) -> None:
+    """Each formula is the one that the sizes ask for, and gives what `ConvTranspose` gives."""
+    inputs = _arrays(x=x, w=w)
+    model = single_node("Conv", inputs, **attributes)
+    backward = _operators(onnx_grad.vjp(model, ["x"])) - _operators(model)
+    assert {"Gemm", "Gather", "ConvTranspose"}.intersection(backward) == {expected}
+    dy = np.random.default_rng(0).standard_normal(evaluator(model)(inputs)["y0"].shape).astype(np.float32)
+    actual, reference = (
+        gradients(with_shapes(model, knowledge), inputs, {"y0": dy}, ["x"])["x"]
+        for knowledge in ("static", "symbolic")
+    )
+    np.testing.assert_allclose(actual, reference, rtol=1e-4, atol=1e-3)
+
+
 # PyTorch's function, shapes of x and w, its arguments.
 AS_PYTORCH: list[tuple[str, Shape, Shape, dict[str, int]]] = [
     ("conv1d", (2, 4, 11), (6, 2, 3), {"stride": 2, "padding": 2, "dilation": 2, "groups": 2}),
+    ("conv1d", (2, 4, 9), (4, 1, 3), {"stride": 2, "padding": 1, "groups": 4}),
+    ("conv3d", (2, 2, 5, 4, 6), (2, 1, 2, 3, 3), {"padding": 1, "dilation": 2, "groups": 2}),
     ("conv2d", (2, 3, 7, 6), (4, 3, 3, 2), {"stride": 3, "padding": 1}),
     ("conv2d", (1, 6, 5, 8), (6, 1, 2, 3), {"padding": 1, "groups": 6}),
     ("conv3d", (1, 2, 4, 3, 5), (2, 1, 2, 2, 3), {"stride": 2, "padding": 1, "groups": 2}),
