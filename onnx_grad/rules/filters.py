@@ -34,6 +34,11 @@ class Filters:
             return None
         return dims[0] // self.group, dims[1]
 
+    @property
+    def are_constant(self) -> bool:
+        """Whether ONNX Runtime knows the weights when a session is created, and can arrange them then."""
+        return self.w.const_value is not None and not self.w.is_graph_input()
+
 
 def padded_image(op: Builder, filters: Filters, image: ir.Value, response: ir.Value) -> ir.Value:
     """The image with the padding that depends on sizes at run time."""

@@ -103,11 +103,7 @@ def _flipping_pays(filters: Filters) -> bool:
     if channels is None or (filters.group == 1 and channels[1] <= _FEW_CHANNELS):
         return False
     costs_little = filters.group > 1 or set(windows.extent) == {1} or len(windows.extent) == 3
-    return costs_little or _is_constant(filters.w)
-
-
-def _is_constant(w: ir.Value) -> bool:
-    return w.const_value is not None and not w.is_graph_input()
+    return costs_little or filters.are_constant
 
 
 def _flipped_convolution(op: Builder, filters: Filters, response: ir.Value) -> ir.Value:
