@@ -12,7 +12,7 @@ import functools
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, TypeGuard, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -306,33 +306,23 @@ class Builder:
         return candidate
 
     def _inputs(self, signature: _Signature, operands: Sequence[Operand]) -> tuple[ir.Value | None, ...]:
-        if all(isinstance(operand, ir.Value) for operand in operands):
-            return operands  # type: ignore[return-value]
         return tuple(
-            operand
-            if operand is None or isinstance(operand, ir.Value)
-            else self._promote(operand, index, signature, operands)
+            operand if operand is None or _is_value(operand) else self._promote(index, signature, operands)
             for index, operand in enumerate(operands)
         )
 
-    def _promote(
-        self,
-        operand: Array | bool | int | float | Sequence[int],
-        index: int,
-        signature: _Signature,
-        operands: Sequence[Operand],
-    ) -> ir.Value:
+    def _promote(self, index: int, signature: _Signature, operands: Sequence[Operand]) -> ir.Value:
         """A Python number takes the dtype of a sibling of its type variable; integers default to int64."""
+        operand = operands[index]
         if isinstance(operand, (np.ndarray, np.generic)):
             return self.constant(operand, ir.DataType.from_numpy(operand.dtype))
         if isinstance(operand, (bool, int, float)):
             variable = signature.input_type(index)
             for position, sibling in enumerate(operands):
-                if isinstance(sibling, ir.Value) and signature.input_type(position) == variable:
+                if _is_value(sibling) and signature.input_type(position) == variable:
                     return self.scalar_like(operand, sibling)
         if isinstance(operand, float):
-            first = next(o for o in operands if isinstance(o, ir.Value))
-            return self.scalar_like(operand, first)
+            return self.scalar_like(operand, next(filter(_is_value, operands)))
         if isinstance(operand, bool):
             return self.constant(operand, ir.DataType.BOOL)
         return self.constant(operand, ir.DataType.INT64)
@@ -366,12 +356,25 @@ class Builder:
         return node.outputs  # type: ignore[return-value]
 
 
+# What is promoted to a constant. Asking whether something is an `ir.Value`, which is a protocol, takes some
+# microseconds where it is not.
+_LITERALS = (bool, int, float, list, tuple, range, np.ndarray, np.generic)
+
+
+def _is_value(operand: Operand) -> TypeGuard[ir.Value]:
+    return operand is not None and not isinstance(operand, _LITERALS)
+
+
 def _attribute(name: str, value: Any) -> ir.Attr:
     """The attribute `name`; the common kinds without the many questions onnx_ir asks of a value."""
     if isinstance(value, int):
         return ir.AttrInt64(name, int(value))
     if isinstance(value, float):
         return ir.AttrFloat32(name, value)
+    if isinstance(value, str):
+        return ir.AttrString(name, value)
+    if isinstance(value, (list, tuple)) and value and all(isinstance(v, int) for v in value):
+        return ir.AttrInt64s(name, [int(v) for v in value])
     return ir.convenience.convert_attribute(name, value)
 
 

@@ -43,6 +43,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_grad.builder import Builder
+from onnx_grad.rules.axes import has_one_image
 from onnx_grad.rules.filters import Filters, joined_shape, padded_image
 from onnx_grad.rules.gathered import gathered_windows
 from onnx_grad.rules.windows import TO_THE_END, Sizes, Windows, given, tap_positions
@@ -107,8 +108,12 @@ def _bands_pay(windows: Windows) -> bool:
 def _pointwise(op: Builder, filters: Filters, image: ir.Value, response: ir.Value) -> ir.Value:
     """For one tap and no padding: a product over the positions for every image, then the sum of the batch."""
     (m, c), windows, group = given(filters.channels), filters.windows, filters.group
+    single = group == 1 and has_one_image(image)
     if not windows.dense:
         image = _every_nth(op, image, given(windows.strides))
+    if single:
+        one_image, one_response = op.Reshape(image, [c, -1]), op.Reshape(response, [m, -1])
+        return op.reshape_like(op.Gemm(one_response, one_image, transB=1), filters.w)
     groups = [] if group == 1 else [group]
     responses = _flat(op, response, [*groups, m], windows.count)
     images = _flat(op, image, [*groups, c], windows.count)
@@ -130,7 +135,7 @@ def _split(op: Builder, filters: Filters, image: ir.Value, response: ir.Value) -
     stacked_responses = _flat(op, _stacked(op, responses), [rows * m], sizes)
     stacked_images = _flat(op, _stacked(op, images), [columns * c], sizes)
     products = op.MatMul(stacked_responses, _transposed(op, stacked_images, 3))
-    total = _sum_over_batch(op, products, group, [rows * m, columns * c])
+    total = _sum_over_batch(op, products, image, group, [rows * m, columns * c])
     total = op.Reshape(total, [group, rows, m, columns, c])
     return op.reshape_like(op.Transpose(total, perm=[0, 2, 4, 1, 3]), filters.w)
 
@@ -144,7 +149,7 @@ def _depthwise(op: Builder, filters: Filters, image: ir.Value, response: ir.Valu
     stacked = _flat(op, _stacked(op, images), [columns], sizes)
     products = [op.MatMul(stacked, _flat(op, r, [], sizes, [1])) for r in responses]
     joined = products[0] if rows == 1 else op.Concat(*products, axis=2)
-    total = _sum_over_batch(op, joined, filters.group, [columns, rows])
+    total = _sum_over_batch(op, joined, image, filters.group, [columns, rows])
     return op.reshape_like(_transposed(op, total, 3), filters.w)
 
 
@@ -329,8 +334,12 @@ def _groups_in_batch(
     return op.Reshape(value, shape)
 
 
-def _sum_over_batch(op: Builder, products: ir.Value, group: int, sizes: Sequence[int]) -> ir.Value:
-    """[N·group, …] → [group, …], without the first axis for one group."""
+def _sum_over_batch(
+    op: Builder, products: ir.Value, image: ir.Value, group: int, sizes: Sequence[int]
+) -> ir.Value:
+    """[N·group, …] → [group, …], without the first axis for one group and several images."""
+    if has_one_image(image):
+        return products
     if group > 1:
         products = op.Reshape(products, [-1, group, *sizes])
     return op.ReduceSum(products, [0], keepdims=0)
