@@ -112,8 +112,7 @@ def _pointwise(op: Builder, filters: Filters, image: ir.Value, response: ir.Valu
     if not windows.dense:
         image = _every_nth(op, image, given(windows.strides))
     if single:
-        one_image, one_response = op.Reshape(image, [c, -1]), op.Reshape(response, [m, -1])
-        return op.reshape_like(op.Gemm(one_response, one_image, transB=1), filters.w)
+        return op.reshape_like(_product_of_one(op, response, m, image, c), filters.w)
     groups = [] if group == 1 else [group]
     responses = _flat(op, response, [*groups, m], windows.count)
     images = _flat(op, image, [*groups, c], windows.count)
@@ -132,10 +131,16 @@ def _split(op: Builder, filters: Filters, image: ir.Value, response: ir.Value) -
     images = _shifted_images(op, filters, image)
     rows, columns = len(responses), len(images)
     sizes = _mixed_sizes(filters.windows)
-    stacked_responses = _flat(op, _stacked(op, responses), [rows * m], sizes)
-    stacked_images = _flat(op, _stacked(op, images), [columns * c], sizes)
-    products = op.MatMul(stacked_responses, _transposed(op, stacked_images, 3))
-    total = _sum_over_batch(op, products, image, group, [rows * m, columns * c])
+    stacked_responses, stacked_images = _stacked(op, responses), _stacked(op, images)
+    if group == 1 and has_one_image(image):
+        total = _product_of_one(op, stacked_responses, rows * m, stacked_images, columns * c)
+    else:
+        flat_responses = _flat(op, stacked_responses, [rows * m], sizes)
+        flat_images = _flat(op, stacked_images, [columns * c], sizes)
+        products = op.MatMul(flat_responses, _transposed(op, flat_images, 3))
+        total = _sum_over_batch(op, products, group, [rows * m, columns * c])
+    if group == 1 and filters.windows.rank == 2:
+        return op.Transpose(op.Reshape(total, [rows, m, columns, c]), perm=[1, 3, 0, 2])
     total = op.Reshape(total, [group, rows, m, columns, c])
     return op.reshape_like(op.Transpose(total, perm=[0, 2, 4, 1, 3]), filters.w)
 
@@ -149,7 +154,7 @@ def _depthwise(op: Builder, filters: Filters, image: ir.Value, response: ir.Valu
     stacked = _flat(op, _stacked(op, images), [columns], sizes)
     products = [op.MatMul(stacked, _flat(op, r, [], sizes, [1])) for r in responses]
     joined = products[0] if rows == 1 else op.Concat(*products, axis=2)
-    total = _sum_over_batch(op, joined, image, filters.group, [columns, rows])
+    total = _sum_over_batch(op, joined, filters.group, [columns, rows])
     return op.reshape_like(_transposed(op, total, 3), filters.w)
 
 
@@ -206,11 +211,12 @@ def _rows(op: Builder, value: ir.Value, rows: Sequence[range], sizes: Sizes) -> 
 def _gathered(op: Builder, filters: Filters, image: ir.Value, response: ir.Value) -> ir.Value:
     """For known sizes: all windows copied side by side, channels last, then one matrix product."""
     (m, c), windows = given(filters.channels), filters.windows
-    taps, rank = math.prod(given(windows.kernel)), len(given(windows.kernel))
+    kernel, rank = given(windows.kernel), len(given(windows.kernel))
     columns = gathered_windows(op, image, windows, c)
-    channels_first = op.Transpose(response, perm=[1, 0, *range(2, rank + 2)])
-    total = op.MatMul(op.Reshape(channels_first, [m, -1]), columns)
-    return op.reshape_like(_transposed(op, op.Reshape(total, [m, taps, c]), 3), filters.w)
+    if not has_one_image(image):
+        response = _first_axes_swapped(op, response, rank)
+    total = op.MatMul(op.Reshape(response, [m, -1]), columns)
+    return op.Transpose(op.Reshape(total, [m, *kernel, c]), perm=[0, rank + 1, *range(1, rank + 1)])
 
 
 def _swapped(op: Builder, filters: Filters, image: ir.Value, response: ir.Value) -> ir.Value:
@@ -334,12 +340,13 @@ def _groups_in_batch(
     return op.Reshape(value, shape)
 
 
-def _sum_over_batch(
-    op: Builder, products: ir.Value, image: ir.Value, group: int, sizes: Sequence[int]
-) -> ir.Value:
-    """[N·group, …] → [group, …], without the first axis for one group and several images."""
-    if has_one_image(image):
-        return products
+def _product_of_one(op: Builder, response: ir.Value, rows: int, image: ir.Value, columns: int) -> ir.Value:
+    """The product over the positions of a single image: there is no batch to sum over."""
+    return op.Gemm(op.Reshape(response, [rows, -1]), op.Reshape(image, [columns, -1]), transB=1)
+
+
+def _sum_over_batch(op: Builder, products: ir.Value, group: int, sizes: Sequence[int]) -> ir.Value:
+    """[N·group, …] → [group, …], without the first axis for one group."""
     if group > 1:
         products = op.Reshape(products, [-1, group, *sizes])
     return op.ReduceSum(products, [0], keepdims=0)

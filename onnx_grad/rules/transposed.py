@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from onnx_grad.builder import Builder
 from onnx_grad.rules.filters import Filters, run_time_padding
 from onnx_grad.rules.transposed_products import paying_product
-from onnx_grad.rules.windows import TO_THE_END, Windows, given
+from onnx_grad.rules.windows import BEFORE_THE_BEGINNING, TO_THE_END, Windows, given
 
 _FEW_CHANNELS = 4
 
@@ -110,10 +112,7 @@ def _flipped_convolution(op: Builder, filters: Filters, response: ir.Value) -> i
     """wᵀ ⋆ response for windows one position apart, as a convolution with the weights turned round."""
     windows = filters.windows
     kernel, extent = given(windows.kernel), given(windows.extent)
-    turned = filters.w
-    for axis, taps in enumerate(kernel):
-        if taps > 1:
-            turned = op.Gather(turned, list(range(taps))[::-1], axis=axis + 2)
+    turned = _turned(op, filters, [axis + 2 for axis, taps in enumerate(kernel) if taps > 1])
     padding = given(windows.begin) + given(windows.end)
     pads = [x - 1 - p for x, p in zip(extent * 2, padding, strict=True)]
     return op.Conv(
@@ -124,6 +123,16 @@ def _flipped_convolution(op: Builder, filters: Filters, response: ir.Value) -> i
         pads=pads if any(pads) else None,
         group=filters.group,
     )
+
+
+def _turned(op: Builder, filters: Filters, axes: Sequence[int]) -> ir.Value:
+    """The weights in reverse along `axes`: one slow `Slice` where it runs once, else a `Gather` for each."""
+    turned = filters.w
+    if filters.are_constant and axes:
+        return op.Slice(turned, [-1] * len(axes), [BEFORE_THE_BEGINNING] * len(axes), axes, [-1] * len(axes))
+    for axis in axes:
+        turned = op.Gather(turned, list(range(given(filters.windows.kernel)[axis - 2]))[::-1], axis=axis)
+    return turned
 
 
 def _channels_exchanged(op: Builder, filters: Filters, w: ir.Value) -> ir.Value:

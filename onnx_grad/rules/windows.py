@@ -22,6 +22,8 @@ Known = TypeVar("Known")
 
 # As an end in `Slice`: behind the last element of any axis.
 TO_THE_END = 2**63 - 1
+# The same for steps backwards.
+BEFORE_THE_BEGINNING = -(2**63) + 1
 
 
 @dataclass(frozen=True)

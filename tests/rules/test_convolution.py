@@ -131,12 +131,16 @@ def test_same_padding_with_dilation(auto_pad: str, strides: list[int]) -> None:
     check(single_node("Conv", inputs, auto_pad=auto_pad, dilations=[2], strides=strides), inputs)
 
 
+@pytest.mark.parametrize("folded", [False, True], ids=["an initializer", "folded"])
 @pytest.mark.parametrize("group", [1, 2])
-def test_constant_weights(group: int) -> None:
+def test_constant_weights(group: int, folded: bool) -> None:
     """Constant weights are turned round, for the input gradient to be a `Conv`, which is faster."""
     inputs, weights = _arrays(x=(1, 8, 4, 4)), _arrays(w=(4, 8 // group, 3, 3))
-    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], group=group, pads=[1, 1, 1, 1])
-    model = graph_model([node], inputs, ["y"], initializers=weights)
+    nodes = [onnx.helper.make_node("Conv", ["x", "w"], ["y"], group=group, pads=[1, 1, 1, 1])]
+    if folded:
+        weights = {"turned": np.ascontiguousarray(weights["w"].transpose(3, 2, 1, 0))}
+        nodes.insert(0, onnx.helper.make_node("Transpose", ["turned"], ["w"]))
+    model = graph_model(nodes, inputs, ["y"], initializers=weights)
     check_in_single_precision(model, inputs)
     assert "ConvTranspose" not in _operators(onnx_grad.vjp(model, ["x"]))
 
@@ -154,6 +158,11 @@ FORMULAS: list[tuple[Shape, Shape, dict[str, Any], tuple[str, ...]]] = [
     ((2, 8, 5, 5), (4, 8, 3, 3), {"strides": [2, 2]}, ("MatMul", "Gather")),
     ((2, 8, 5, 5), (4, 4, 3, 3), {"strides": [2, 2], "group": 2}, ("Conv",)),
     ((2, 3, 4, 4), (4, 3, 3, 3), {"pads": [1, 1, 1, 1]}, ("Conv",)),
+    ((1, 8, 4, 4), (4, 8, 1, 1), {}, ("Gemm",)),
+    ((1, 8, 4, 4), (4, 8, 1, 1), {"strides": [2, 2]}, ("Gemm", "Slice")),
+    ((1, 8, 4, 4), (4, 8, 3, 3), {"pads": [1, 1, 1, 1]}, ("Gemm", "Pad")),
+    ((1, 16, 4, 4), (4, 16, 3, 3), {"pads": [1, 1, 1, 1]}, ("MatMul", "Pad", "Gather")),
+    ((1, 8, 4, 4), (4, 4, 3, 3), {"pads": [1, 1, 1, 1], "group": 2}, ("MatMul", "Pad")),
 ]
 
 
@@ -167,7 +176,7 @@ def test_formulas_for_the_weights(
     model = single_node("Conv", inputs, **attributes)
     forward = _operators(model)
     backward = _operators(onnx_grad.vjp(model, ["w"])) - forward
-    tells = {"MatMul", "Slice", "Pad", "Gather", "Conv"}
+    tells = {"MatMul", "Gemm", "Slice", "Pad", "Gather", "Conv"}
     assert tells.intersection(backward) == set(expected)
     tensors = {name: torch.tensor(a, dtype=torch.float64, requires_grad=True) for name, a in inputs.items()}
     y = torch.nn.functional.conv2d(
@@ -241,6 +250,8 @@ AS_PYTORCH: list[tuple[str, Shape, Shape, dict[str, int]]] = [
     ("conv2d", (2, 3, 7, 6), (4, 3, 3, 2), {"stride": 3, "padding": 1}),
     ("conv2d", (1, 6, 5, 8), (6, 1, 2, 3), {"padding": 1, "groups": 6}),
     ("conv3d", (1, 2, 4, 3, 5), (2, 1, 2, 2, 3), {"stride": 2, "padding": 1, "groups": 2}),
+    ("conv3d", (1, 4, 4, 3, 5), (2, 4, 2, 2, 3), {"padding": 1}),
+    ("conv3d", (2, 4, 4, 3, 5), (2, 4, 2, 2, 3), {"stride": 2, "padding": 1}),
     ("conv_transpose1d", (2, 4, 5), (4, 3, 3), {"stride": 3, "padding": 1, "output_padding": 2, "groups": 2}),
     ("conv_transpose2d", (2, 3, 4, 3), (3, 2, 2, 3), {"stride": 2, "dilation": 2, "output_padding": 1}),
     ("conv_transpose3d", (1, 2, 2, 3, 2), (2, 1, 3, 2, 2), {"stride": 2, "padding": 1, "groups": 2}),
