@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 import onnx_grad
-from onnx_grad.rules import transposed_products
+from onnx_grad.rules import filter_gradient, transposed_products
 from tests.oracle import (
     SHAPE_KNOWLEDGE,
     check,
@@ -157,7 +157,10 @@ FORMULAS: list[tuple[Shape, Shape, dict[str, Any], tuple[str, ...]]] = [
     ((2, 16, 4, 4), (4, 16, 3, 3), {"pads": [1, 1, 1, 1]}, ("MatMul", "Pad", "Gather")),
     ((2, 8, 5, 5), (4, 8, 3, 3), {"strides": [2, 2]}, ("MatMul", "Gather")),
     ((2, 8, 5, 5), (4, 4, 3, 3), {"strides": [2, 2], "group": 2}, ("Conv",)),
-    ((2, 3, 4, 4), (4, 3, 3, 3), {"pads": [1, 1, 1, 1]}, ("Conv",)),
+    ((2, 3, 4, 4), (4, 3, 3, 3), {"pads": [1, 1, 1, 1]}, ("Conv", "MatMul")),
+    ((2, 3, 5, 5), (4, 3, 3, 3), {"strides": [2, 2]}, ("Conv", "MatMul")),
+    ((1, 3, 4, 4), (4, 3, 3, 3), {"pads": [1, 1, 1, 1]}, ("Conv", "Gemm")),
+    ((2, 3, 5, 5), (4, 3, 5, 5), {"pads": [1, 1, 1, 1]}, ("Conv",)),
     ((1, 8, 4, 4), (4, 8, 1, 1), {}, ("Gemm",)),
     ((1, 8, 4, 4), (4, 8, 1, 1), {"strides": [2, 2]}, ("Gemm", "Slice")),
     ((1, 8, 4, 4), (4, 8, 3, 3), {"pads": [1, 1, 1, 1]}, ("Gemm", "Pad")),
@@ -192,6 +195,21 @@ def test_formulas_for_the_weights(
         actual = gradients(with_shapes(model, knowledge), inputs, {"y0": dy}, ["x", "w"])
         for name, tensor in tensors.items():
             np.testing.assert_allclose(actual[name], tensor.grad.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("op_type", "x", "w", "attributes"),
+    [("Conv", *case) for case in CONVOLUTIONS] + [("ConvTranspose", *case) for case in TRANSPOSED],
+    ids=str,
+)
+def test_formulas_for_many_taps(
+    op_type: str, x: Shape, w: Shape, attributes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient of few weights by the formulas for many."""
+    monkeypatch.setattr(filter_gradient, "_FEW_TAPS", 0)
+    inputs = _arrays(x=x, w=w)
+    model = single_node(op_type, inputs, kernel_shape=w[2:], **attributes)
+    check_in_single_precision(model, inputs)
 
 
 @pytest.mark.parametrize("few_windows", [1000, 0], ids=["scattered", "gathered"])
