@@ -103,7 +103,7 @@ def main(
     )
     sides = _sides(peers, ort_training_python)
     report = Report()
-    console = Console(width=120)
+    console = Console(width=140)
     console.print(machine())
     with progress.status("…") as status:
         for i, task in enumerate(tasks):
