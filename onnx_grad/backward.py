@@ -11,11 +11,12 @@ import onnx_ir as ir
 
 from onnx_grad import known
 from onnx_grad.broadcasting import undo_broadcast
-from onnx_grad.builder import Builder, recording
+from onnx_grad.builder import Builder
 from onnx_grad.composition import composed
 from onnx_grad.errors import RuleError
 from onnx_grad.masking import without_undefined
 from onnx_grad.path import Nodes, Path, Step, node_label
+from onnx_grad.recording import recording
 from onnx_grad.registry import InputCotangent, State
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, TypeGuard, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -326,33 +325,23 @@ class Builder:
         return candidate
 
     def _inputs(self, signature: _Signature, operands: Sequence[Operand]) -> tuple[ir.Value | None, ...]:
-        if all(isinstance(operand, ir.Value) for operand in operands):
-            return operands  # type: ignore[return-value]
         return tuple(
-            operand
-            if operand is None or isinstance(operand, ir.Value)
-            else self._promote(operand, index, signature, operands)
+            operand if operand is None or _is_value(operand) else self._promote(index, signature, operands)
             for index, operand in enumerate(operands)
         )
 
-    def _promote(
-        self,
-        operand: Array | bool | int | float | Sequence[int],
-        index: int,
-        signature: _Signature,
-        operands: Sequence[Operand],
-    ) -> ir.Value:
+    def _promote(self, index: int, signature: _Signature, operands: Sequence[Operand]) -> ir.Value:
         """A Python number takes the dtype of a sibling of its type variable; integers default to int64."""
+        operand = operands[index]
         if isinstance(operand, (np.ndarray, np.generic)):
             return self.constant(operand, ir.DataType.from_numpy(operand.dtype))
         if isinstance(operand, (bool, int, float)):
             variable = signature.input_type(index)
             for position, sibling in enumerate(operands):
-                if isinstance(sibling, ir.Value) and signature.input_type(position) == variable:
+                if _is_value(sibling) and signature.input_type(position) == variable:
                     return self.scalar_like(operand, sibling)
         if isinstance(operand, float):
-            first = next(o for o in operands if isinstance(o, ir.Value))
-            return self.scalar_like(operand, first)
+            return self.scalar_like(operand, next(filter(_is_value, operands)))
         if isinstance(operand, bool):
             return self.constant(operand, ir.DataType.BOOL)
         return self.constant(operand, ir.DataType.INT64)
@@ -397,12 +386,25 @@ def taken_names(graph: ir.Graph) -> set[str]:
     return {name for name in taken if name}
 
 
+# What is promoted to a constant. Asking whether something is an `ir.Value`, which is a protocol, takes some
+# microseconds where it is not.
+_LITERALS = (bool, int, float, list, tuple, range, np.ndarray, np.generic)
+
+
+def _is_value(operand: Operand) -> TypeGuard[ir.Value]:
+    return operand is not None and not isinstance(operand, _LITERALS)
+
+
 def _attribute(name: str, value: Any) -> ir.Attr:
     """The attribute `name`; the common kinds without the many questions onnx_ir asks of a value."""
     if isinstance(value, int):
         return ir.AttrInt64(name, int(value))
     if isinstance(value, float):
         return ir.AttrFloat32(name, value)
+    if isinstance(value, str):
+        return ir.AttrString(name, value)
+    if isinstance(value, (list, tuple)) and value and all(isinstance(v, int) for v in value):
+        return ir.AttrInt64s(name, [int(v) for v in value])
     return ir.convenience.convert_attribute(name, value)
 
 
@@ -449,67 +451,3 @@ _CONCRETE_TYPES = {
     "tensor(bool)": ir.DataType.BOOL,
     "tensor(float)": ir.DataType.FLOAT,
 }
-
-
-class _ArithmeticDispatch:
-    """Sends `a * b` on values to the builder that is recording in the calling thread.
-
-    onnx_ir keeps one arithmetic handler for the whole process. This one asks which thread is calling, so
-    that transforms in several threads do not see each other's builder; a thread that records nothing keeps
-    whatever handler was installed before.
-    """
-
-    def __init__(self) -> None:
-        self._recording = threading.local()
-        self._lock = threading.Lock()
-        self._users = 0
-        self._previous: Any = None
-
-    @contextlib.contextmanager
-    def to(self, builder: Builder) -> Iterator[None]:
-        with self._lock:
-            if self._users == 0:
-                self._previous = ir.set_value_magic_handler(self)
-            self._users += 1
-        outer = getattr(self._recording, "builder", None)
-        self._recording.builder = builder
-        try:
-            yield
-        finally:
-            self._recording.builder = outer
-            with self._lock:
-                self._users -= 1
-                if self._users == 0:
-                    ir.set_value_magic_handler(self._previous)
-                    self._previous = None
-
-    def _handler(self) -> Any:
-        builder = getattr(self._recording, "builder", None)
-        if builder is not None:
-            return builder
-        if self._previous is None:
-            raise ValueError("arithmetic on values outside of a transform: no graph is being built")
-        return self._previous
-
-    def Add(self, a: Any, b: Any) -> Any:
-        return self._handler().Add(a, b)
-
-    def Sub(self, a: Any, b: Any) -> Any:
-        return self._handler().Sub(a, b)
-
-    def Mul(self, a: Any, b: Any) -> Any:
-        return self._handler().Mul(a, b)
-
-    def Div(self, a: Any, b: Any) -> Any:
-        return self._handler().Div(a, b)
-
-    def Neg(self, a: Any) -> Any:
-        return self._handler().Neg(a)
-
-
-_dispatch = _ArithmeticDispatch()
-
-
-def recording(builder: Builder) -> contextlib.AbstractContextManager[None]:
-    """Inside, `+ - * /` on values of the calling thread build nodes with `builder`."""
-    return _dispatch.to(builder)

@@ -10,10 +10,11 @@ import onnx
 import onnx_ir as ir
 
 from onnx_grad import known
-from onnx_grad.builder import Builder, recording
+from onnx_grad.builder import Builder
 from onnx_grad.errors import RuleError
 from onnx_grad.liveness import read_values
 from onnx_grad.path import Path, Step
+from onnx_grad.recording import recording
 from onnx_grad.singularities import continue_at
 from onnx_grad.wiring import body
 

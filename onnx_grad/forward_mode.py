@@ -13,12 +13,13 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnx_grad.builder import Builder, recording
+from onnx_grad.builder import Builder
 from onnx_grad.composition import composed
 from onnx_grad.errors import RuleError
 from onnx_grad.liveness import read_values
 from onnx_grad.masking import zero_where_zero
 from onnx_grad.path import Path, Step, node_label
+from onnx_grad.recording import recording
 from onnx_grad.registry import Linearity
 from onnx_grad.singularities import is_elementwise, may_be_unused_at_singularity
 from onnx_grad.transposition import transposed

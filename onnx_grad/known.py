@@ -52,7 +52,8 @@ def optional_operand(node: ir.Node, index: int) -> ir.Value | None:
 
 def may_be_float(value: ir.Value) -> bool:
     """Whether derivatives can flow through `value`: it is of a float type, or its type is unknown."""
-    return value.dtype is None or value.dtype in FLOAT_TYPES
+    dtype = value.dtype
+    return dtype is None or dtype in FLOAT_TYPES
 
 
 def is_narrow_float(value: ir.Value | None) -> bool:

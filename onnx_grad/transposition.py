@@ -13,11 +13,12 @@ import onnx_ir as ir
 
 from onnx_grad import known
 from onnx_grad.backward import operand_cotangents, pull_back
-from onnx_grad.builder import Builder, recording
+from onnx_grad.builder import Builder
 from onnx_grad.composition import infer_composition
 from onnx_grad.errors import RuleError
 from onnx_grad.liveness import read_values
 from onnx_grad.path import Path, Step
+from onnx_grad.recording import recording
 from onnx_grad.wiring import wiring
 
 Pair = tuple[ir.Value, ir.Value]

@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnx_grad.builder import Builder, recording
+from onnx_grad.builder import Builder
+from onnx_grad.recording import recording
 from onnx_grad.rules.bodies import body_graph
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}

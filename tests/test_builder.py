@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnx_grad.builder import Builder, recording
+from onnx_grad.builder import Builder
+from onnx_grad.recording import recording
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from onnx_grad import registry
 from onnx_grad.batching.dependence import dependents, refusals
-from onnx_grad.builder import recording
 from onnx_grad.composition import infer_composition
 from onnx_grad.liveness import detach, live_nodes, read_values
+from onnx_grad.recording import recording
 
 if TYPE_CHECKING:
     from onnx_grad.batching.walk import Walk

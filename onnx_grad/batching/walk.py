@@ -15,9 +15,10 @@ from onnx_grad.batching.operands import Batch, Operands
 from onnx_grad.batching.ranks import settle_ranks
 from onnx_grad.batching.registry import Entry, Result, lookup
 from onnx_grad.batching.sequential import example_by_example
-from onnx_grad.builder import Builder, recording
+from onnx_grad.builder import Builder
 from onnx_grad.errors import RuleError
 from onnx_grad.liveness import read_values
+from onnx_grad.recording import recording
 from onnx_grad.wiring import wiring
 
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnx_grad import known
 from onnx_grad.batch_statistics import normalizes_by_its_input
-from onnx_grad.builder import METADATA_PREFIX, Builder, recording
+from onnx_grad.builder import METADATA_PREFIX, Builder
 from onnx_grad.errors import (
     InputError,
     ModelError,
@@ -25,6 +25,7 @@ from onnx_grad.errors import (
 from onnx_grad.layers.batch_normalization import Updates, use_batch_statistics
 from onnx_grad.layers.dropout import activate_dropout
 from onnx_grad.prepare import Model, prepare
+from onnx_grad.recording import recording
 from onnx_grad.saving import check_target
 from onnx_grad.transforms.tracing import PathLike, builder, deliver
 

@@ -23,10 +23,14 @@ def fixed_sizes_forgotten(proto: onnx.ModelProto) -> Iterator[Shapes]:
 
     Those are outputs that no node reads, in a model whose inputs have sizes that vary.
     """
+    outputs = [v for v in proto.graph.output if v.type.tensor_type.HasField("shape")]
+    if not outputs or not _symbols(proto):
+        yield {}
+        return
     read = {name for node in all_nodes(proto.graph) for name in node.input}
-    outputs = [v for v in proto.graph.output if v.name not in read and v.type.tensor_type.HasField("shape")]
+    outputs = [value for value in outputs if value.name not in read]
     declared = {}
-    for value in outputs if _symbols(proto) else ():
+    for value in outputs:
         shape = value.type.tensor_type.shape
         declared[value.name] = onnx.TensorShapeProto()
         declared[value.name].CopyFrom(shape)
@@ -42,8 +46,8 @@ def fixed_sizes_forgotten(proto: onnx.ModelProto) -> Iterator[Shapes]:
 
 def restore_fixed_sizes(inferred: onnx.ModelProto, declared: Shapes) -> None:
     """Give outputs the sizes that were declared, save where inference found them to be those of inputs."""
-    symbols = _symbols(inferred)
-    for value in inferred.graph.output:
+    symbols = _symbols(inferred) if declared else set()
+    for value in inferred.graph.output if declared else ():
         shape, found = declared.get(value.name), value.type.tensor_type.HasField("shape")
         own = value.type.tensor_type.shape
         if shape is None or (found and len(own.dim) != len(shape.dim)):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import onnx
 
 from onnx_grad.errors import ModelError
 from onnx_grad.prepare.contrib import infer_shapes
+from onnx_grad.prepare.contrib_bodies import BODIES
 from onnx_grad.prepare.example_sizes import fixed_sizes_forgotten, restore_fixed_sizes
 from onnx_grad.prepare.expand import DOMAIN, call_bodies, types_of
-from onnx_grad.prepare.validate import all_nodes
+from onnx_grad.prepare.validate import all_nodes, operators
 
 
 def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -42,6 +43,9 @@ def _infer_despite_annotations(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def _infer(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Inference with stand-ins of the same shapes for operators that onnx's own cannot handle."""
+    present = operators(proto.graph)
+    if present.isdisjoint(BODIES) and all(op_type not in _NEEDING_CARE for _, op_type in present):
+        return _infer_strictly(proto, onnx.shape_inference.infer_shapes)
     unhandled = [(i, n.op_type) for i, n in enumerate(proto.graph.node) if n.op_type in _UNHANDLED]
     _set_operators(proto, [(i, "InstanceNormalization") for i, _ in unhandled])
     try:
@@ -91,6 +95,7 @@ def _drop_annotations(calling: onnx.ModelProto, types: Mapping[str, onnx.TypePro
 
 # It has nothing for the first, and fails on the default axes of the second.
 _UNHANDLED = ("GroupNormalization", "MeanVarianceNormalization")
+_NEEDING_CARE = (*_UNHANDLED, "Attention")
 
 
 def _set_operators(proto: onnx.ModelProto, operators: list[tuple[int, str]]) -> None:
@@ -98,7 +103,9 @@ def _set_operators(proto: onnx.ModelProto, operators: list[tuple[int, str]]) -> 
         proto.graph.node[index].op_type = op_type
 
 
-def _infer_strictly(proto: onnx.ModelProto) -> onnx.ModelProto:
+def _infer_strictly(
+    proto: onnx.ModelProto, infer_shapes: Callable[..., onnx.ModelProto] = infer_shapes
+) -> onnx.ModelProto:
     try:
         return infer_shapes(proto, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError:

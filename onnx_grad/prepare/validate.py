@@ -167,5 +167,12 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     for node in graph.node:
         yield node
         for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
+            if attribute.HasField("g"):
+                yield from all_nodes(attribute.g)
+            for body in attribute.graphs:
                 yield from all_nodes(body)
+
+
+def operators(graph: onnx.GraphProto) -> set[tuple[str, str]]:
+    """Domain and type of every operator of a graph and its bodies."""
+    return {(node.domain, node.op_type) for node in all_nodes(graph)}

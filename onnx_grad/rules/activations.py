@@ -184,7 +184,7 @@ def gelu(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
 def gelu_slope(op: Builder, x: ir.Value) -> ir.Value:
     """Φ(x) + x·φ(x)."""
     u = op.Mul(x, math.sqrt(0.5))
-    density = u * op.Exp(-(u * u)) * (1.0 / math.sqrt(math.pi))
+    density = u * op.Exp(-0.5 * math.log(math.pi) - u * u)
     return op.Erf(u) * 0.5 + 0.5 + density
 
 

@@ -13,15 +13,24 @@ from onnx_grad.builder import Builder
 def sum_by_channel(op: Builder, value: ir.Value, x: ir.Value) -> ir.Value:
     """The sum of `value`, of the shape of `x`, over all axes but axis 1: a vector.
 
-    Without an axis 1 there is a single channel. Two sums are faster than one over axes on both sides.
+    Without an axis 1 there is a single channel. Two sums are faster than one over axes on both sides, unless
+    the batch is a single image.
     """
     rank = known.rank(x)
     if rank is None:
         value = op.ReduceSum(value, spatial_axes(op, x), keepdims=0, noop_with_empty_axes=1)
         return op.Reshape(op.ReduceSum(value, [0], keepdims=0), [-1])
+    if rank > 2 and has_one_image(x):
+        return op.ReduceSum(value, [0, *range(2, rank)], keepdims=0)
     if rank > 2:
         value = op.ReduceSum(value, spatial_axes(op, x), keepdims=0)
     return op.ReduceSum(value, [0], keepdims=int(rank == 1))
+
+
+def has_one_image(x: ir.Value) -> bool:
+    """Whether the batch is known to be a single image."""
+    dims = known.dimensions(x)
+    return dims is not None and len(dims) > 0 and dims[0] == 1
 
 
 def along_channels(op: Builder, vector: ir.Value, x: ir.Value) -> ir.Value:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnx_grad import known
 from onnx_grad.builder import Builder
-from onnx_grad.rules.window_sums import Weight, tap_positions
+from onnx_grad.rules.window_sums import Weight
 from onnx_grad.rules.windows import (
     Sizes,
     Windows,
@@ -19,6 +19,7 @@ from onnx_grad.rules.windows import (
     same_padding,
     sizes_attribute,
     spatial_sizes,
+    tap_positions,
 )
 
 # From this opset on, ONNX Runtime counts the padding that a window larger than the padded image has.

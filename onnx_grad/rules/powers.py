@@ -43,9 +43,9 @@ def log(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
 
 @gradient("Erf")
 def erf(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
-    """y = erf(x): dx = dy·2/√π·exp(−x²)."""
+    """y = erf(x): dx = dy·2/√π·exp(−x²) = dy·exp(ln(2/√π) − x²), which takes a pass less."""
     (x,) = node.inputs
-    return dy * (op.Exp(-op.Mul(x, x)) * (2.0 / math.sqrt(math.pi)))
+    return dy * op.Exp(math.log(2.0 / math.sqrt(math.pi)) - op.Mul(x, x))
 
 
 @gradient("Pow", broadcasts=True, convention="0⁰ and 0ᵉ, e > 0, have a zero derivative by the exponent")

@@ -8,7 +8,8 @@ from typing import Any
 import onnx_ir as ir
 
 from onnx_grad import known
-from onnx_grad.builder import Builder, recording
+from onnx_grad.builder import Builder
+from onnx_grad.recording import recording
 from onnx_grad.rules.bodies import body_graph
 
 Values = Sequence[ir.Value]

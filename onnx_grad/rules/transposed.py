@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from onnx_grad.builder import Builder
 from onnx_grad.rules.filters import Filters, run_time_padding
-from onnx_grad.rules.windows import TO_THE_END, Windows, given
+from onnx_grad.rules.transposed_products import paying_product
+from onnx_grad.rules.windows import BEFORE_THE_BEGINNING, TO_THE_END, Windows, given
 
 _FEW_CHANNELS = 4
 
@@ -26,7 +29,9 @@ def transposed_convolution(
     Returns:
         A value of the shape of `image`.
     """
-    windows = filters.windows
+    windows, product = filters.windows, paying_product(filters)
+    if product is not None:
+        return product(op, filters, response, image)
     if _flipping_pays(filters):
         return _flipped_convolution(op, filters, response)
     behind = windows.behind
@@ -100,21 +105,14 @@ def _flipping_pays(filters: Filters) -> bool:
     if channels is None or (filters.group == 1 and channels[1] <= _FEW_CHANNELS):
         return False
     costs_little = filters.group > 1 or set(windows.extent) == {1} or len(windows.extent) == 3
-    return costs_little or _is_constant(filters.w)
-
-
-def _is_constant(w: ir.Value) -> bool:
-    return w.const_value is not None and not w.is_graph_input()
+    return costs_little or filters.are_constant
 
 
 def _flipped_convolution(op: Builder, filters: Filters, response: ir.Value) -> ir.Value:
     """wᵀ ⋆ response for windows one position apart, as a convolution with the weights turned round."""
     windows = filters.windows
     kernel, extent = given(windows.kernel), given(windows.extent)
-    turned = filters.w
-    for axis, taps in enumerate(kernel):
-        if taps > 1:
-            turned = op.Gather(turned, list(range(taps))[::-1], axis=axis + 2)
+    turned = _turned(op, filters, [axis + 2 for axis, taps in enumerate(kernel) if taps > 1])
     padding = given(windows.begin) + given(windows.end)
     pads = [x - 1 - p for x, p in zip(extent * 2, padding, strict=True)]
     return op.Conv(
@@ -125,6 +123,16 @@ def _flipped_convolution(op: Builder, filters: Filters, response: ir.Value) -> i
         pads=pads if any(pads) else None,
         group=filters.group,
     )
+
+
+def _turned(op: Builder, filters: Filters, axes: Sequence[int]) -> ir.Value:
+    """The weights in reverse along `axes`: one slow `Slice` where it runs once, else a `Gather` for each."""
+    turned = filters.w
+    if filters.are_constant and axes:
+        return op.Slice(turned, [-1] * len(axes), [BEFORE_THE_BEGINNING] * len(axes), axes, [-1] * len(axes))
+    for axis in axes:
+        turned = op.Gather(turned, list(range(given(filters.windows.kernel)[axis - 2]))[::-1], axis=axis)
+    return turned
 
 
 def _channels_exchanged(op: Builder, filters: Filters, w: ir.Value) -> ir.Value:

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnx_grad.builder import Builder
 from onnx_grad.rules.filters import Filters, joined_shape
 from onnx_grad.rules.transposed import transposed_convolution
-from onnx_grad.rules.windows import Windows, given
+from onnx_grad.rules.windows import Windows, given, tap_positions
 
 # Elements of a matrix: an axis of 256 positions under 256 windows.
 _LARGEST_MATRIX = 1 << 16
@@ -64,12 +64,6 @@ def membership(windows: Windows, axis: int) -> Array:
     """M[o, i] = 1 where window o along `axis` has a tap at position i, else 0."""
     positions = np.arange(given(windows.positions)[axis])
     return (tap_positions(windows, axis)[:, :, None] == positions).any(axis=1).astype(np.float64)
-
-
-def tap_positions(windows: Windows, axis: int) -> Array:
-    """Where the taps of each window along `axis` lie, [O, kernel]; some of them outside of the image."""
-    first = np.arange(given(windows.count)[axis]) * given(windows.strides)[axis] - given(windows.begin)[axis]
-    return first[:, None] + np.arange(given(windows.kernel)[axis]) * given(windows.dilations)[axis]
 
 
 def _is_one_window_over_all(windows: Windows) -> bool:

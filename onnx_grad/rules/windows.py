@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_grad import known
@@ -20,6 +22,8 @@ Known = TypeVar("Known")
 
 # As an end in `Slice`: behind the last element of any axis.
 TO_THE_END = 2**63 - 1
+# The same for steps backwards.
+BEFORE_THE_BEGINNING = -(2**63) + 1
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,12 @@ def same_padding(windows: Windows) -> Sizes | None:
         return None
     axes = zip(windows.positions, windows.strides, windows.extent, strict=True)
     return tuple((i - 1) // s * s + x - i for i, s, x in axes)
+
+
+def tap_positions(windows: Windows, axis: int) -> npt.NDArray[np.int64]:
+    """Where the taps of each window along `axis` lie, [O, kernel]; some of them outside of the image."""
+    first = np.arange(given(windows.count)[axis]) * given(windows.strides)[axis] - given(windows.begin)[axis]
+    return first[:, None] + np.arange(given(windows.kernel)[axis]) * given(windows.dilations)[axis]
 
 
 def given(sizes: Known | None) -> Known:

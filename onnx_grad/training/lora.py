@@ -18,9 +18,10 @@ import onnx
 import onnx_ir as ir
 
 from onnx_grad import known
-from onnx_grad.builder import Builder, recording
+from onnx_grad.builder import Builder
 from onnx_grad.errors import InputError, NotDifferentiableError, RuntimeUnavailableError
 from onnx_grad.prepare import Model, prepare
+from onnx_grad.recording import recording
 from onnx_grad.runtime import read_model
 from onnx_grad.saving import check_target
 from onnx_grad.sessions import onnxruntime

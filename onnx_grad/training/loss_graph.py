@@ -11,10 +11,11 @@ import onnx_ir as ir
 
 from onnx_grad import known, tidy
 from onnx_grad.batch_statistics import updates_statistic
-from onnx_grad.builder import Builder, recording, taken_names
+from onnx_grad.builder import Builder, taken_names
 from onnx_grad.errors import InputError, NotDifferentiableError, UnknownNameError
 from onnx_grad.prepare import prepare
 from onnx_grad.prepare.lift import OLDEST_OPSET
+from onnx_grad.recording import recording
 from onnx_grad.training.loss_model import append_loss_model
 from onnx_grad.training.losses import LOSSES, Labels, Loss
 from onnx_grad.transforms.tracing import PathLike

@@ -15,10 +15,11 @@ import onnx
 import onnx_ir as ir
 
 from onnx_grad import known
-from onnx_grad.builder import METADATA_PREFIX, Builder, recording
+from onnx_grad.builder import METADATA_PREFIX, Builder
 from onnx_grad.errors import InputError, ModelError, UnknownNameError
 from onnx_grad.prepare import Model
 from onnx_grad.prepare.lift import OLDEST_OPSET
+from onnx_grad.recording import recording
 from onnx_grad.runtime import read_model
 from onnx_grad.saving import check_target
 from onnx_grad.training.optimizers import OPTIMIZERS, Optimizer, Step

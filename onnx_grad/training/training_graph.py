@@ -10,9 +10,10 @@ import onnx
 import onnx_ir as ir
 
 from onnx_grad import known
-from onnx_grad.builder import METADATA_PREFIX, Builder, recording
+from onnx_grad.builder import METADATA_PREFIX, Builder
 from onnx_grad.errors import ModelError
 from onnx_grad.prepare import Model, prepare
+from onnx_grad.recording import recording
 from onnx_grad.registry import Quantization
 from onnx_grad.saving import check_target, save
 from onnx_grad.training.loss_graph import LossSpec, append_loss

@@ -13,11 +13,12 @@ from onnx_grad.batching import Batch, Batched, batch
 from onnx_grad.batching.axes import from_front
 from onnx_grad.batching.dependence import dependents
 from onnx_grad.batching.registry import is_declared
-from onnx_grad.builder import Builder, recording
+from onnx_grad.builder import Builder
 from onnx_grad.errors import InputError, ModelError, UnknownNameError
 from onnx_grad.liveness import live_nodes, read_values, remove
 from onnx_grad.prepare import Forward, Model, prepare
 from onnx_grad.prepare.sequences import handles_sequences
+from onnx_grad.recording import recording
 from onnx_grad.registry import State
 from onnx_grad.saving import check_target
 from onnx_grad.transforms.mapped_inputs import (

@@ -8,9 +8,10 @@ import pytest
 
 from onnx_grad import tidy
 from onnx_grad.batching import Batched, batch
-from onnx_grad.builder import Builder, recording
+from onnx_grad.builder import Builder
 from onnx_grad.composition import infer_composition
 from onnx_grad.errors import UnsupportedOpError
+from onnx_grad.recording import recording
 from tests.graphs import run
 
 F32 = ir.DataType.FLOAT

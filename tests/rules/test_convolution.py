@@ -14,6 +14,7 @@ import onnx
 import pytest
 
 import onnx_grad
+from onnx_grad.rules import filter_gradient, transposed_products
 from tests.oracle import (
     SHAPE_KNOWLEDGE,
     check,
@@ -130,12 +131,16 @@ def test_same_padding_with_dilation(auto_pad: str, strides: list[int]) -> None:
     check(single_node("Conv", inputs, auto_pad=auto_pad, dilations=[2], strides=strides), inputs)
 
 
+@pytest.mark.parametrize("folded", [False, True], ids=["an initializer", "folded"])
 @pytest.mark.parametrize("group", [1, 2])
-def test_constant_weights(group: int) -> None:
+def test_constant_weights(group: int, folded: bool) -> None:
     """Constant weights are turned round, for the input gradient to be a `Conv`, which is faster."""
     inputs, weights = _arrays(x=(1, 8, 4, 4)), _arrays(w=(4, 8 // group, 3, 3))
-    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], group=group, pads=[1, 1, 1, 1])
-    model = graph_model([node], inputs, ["y"], initializers=weights)
+    nodes = [onnx.helper.make_node("Conv", ["x", "w"], ["y"], group=group, pads=[1, 1, 1, 1])]
+    if folded:
+        weights = {"turned": np.ascontiguousarray(weights["w"].transpose(3, 2, 1, 0))}
+        nodes.insert(0, onnx.helper.make_node("Transpose", ["turned"], ["w"]))
+    model = graph_model(nodes, inputs, ["y"], initializers=weights)
     check_in_single_precision(model, inputs)
     assert "ConvTranspose" not in _operators(onnx_grad.vjp(model, ["x"]))
 
@@ -145,11 +150,22 @@ FORMULAS: list[tuple[Shape, Shape, dict[str, Any], tuple[str, ...]]] = [
     ((2, 8, 4, 4), (4, 8, 1, 1), {}, ("MatMul",)),
     ((2, 8, 4, 4), (4, 8, 1, 1), {"strides": [2, 2]}, ("MatMul", "Slice")),
     ((2, 8, 4, 4), (4, 8, 3, 3), {"pads": [1, 1, 1, 1]}, ("MatMul", "Pad")),
-    ((2, 8, 4, 4), (8, 1, 3, 3), {"pads": [1, 1, 1, 1], "group": 8}, ("MatMul", "Pad")),
+    ((2, 8, 4, 4), (8, 1, 3, 3), {"pads": [1, 1, 1, 1], "group": 8}, ("MatMul", "Slice")),
+    ((2, 8, 5, 5), (8, 1, 3, 3), {"strides": [2, 2], "group": 8}, ("MatMul", "Slice")),
+    ((2, 8, 4, 40), (8, 1, 3, 3), {"pads": [1, 1, 1, 1], "group": 8}, ("MatMul", "Pad")),
+    ((2, 8, 1, 4), (8, 1, 3, 3), {"pads": [1, 1, 1, 1], "group": 8}, ("MatMul", "Pad")),
     ((2, 16, 4, 4), (4, 16, 3, 3), {"pads": [1, 1, 1, 1]}, ("MatMul", "Pad", "Gather")),
     ((2, 8, 5, 5), (4, 8, 3, 3), {"strides": [2, 2]}, ("MatMul", "Gather")),
     ((2, 8, 5, 5), (4, 4, 3, 3), {"strides": [2, 2], "group": 2}, ("Conv",)),
-    ((2, 3, 4, 4), (4, 3, 3, 3), {"pads": [1, 1, 1, 1]}, ("Conv",)),
+    ((2, 3, 4, 4), (4, 3, 3, 3), {"pads": [1, 1, 1, 1]}, ("Conv", "MatMul")),
+    ((2, 3, 5, 5), (4, 3, 3, 3), {"strides": [2, 2]}, ("Conv", "MatMul")),
+    ((1, 3, 4, 4), (4, 3, 3, 3), {"pads": [1, 1, 1, 1]}, ("Conv", "Gemm")),
+    ((2, 3, 5, 5), (4, 3, 5, 5), {"pads": [1, 1, 1, 1]}, ("Conv",)),
+    ((1, 8, 4, 4), (4, 8, 1, 1), {}, ("Gemm",)),
+    ((1, 8, 4, 4), (4, 8, 1, 1), {"strides": [2, 2]}, ("Gemm", "Slice")),
+    ((1, 8, 4, 4), (4, 8, 3, 3), {"pads": [1, 1, 1, 1]}, ("Gemm", "Pad")),
+    ((1, 16, 4, 4), (4, 16, 3, 3), {"pads": [1, 1, 1, 1]}, ("MatMul", "Pad", "Gather")),
+    ((1, 8, 4, 4), (4, 4, 3, 3), {"pads": [1, 1, 1, 1], "group": 2}, ("MatMul", "Pad")),
 ]
 
 
@@ -163,7 +179,7 @@ def test_formulas_for_the_weights(
     model = single_node("Conv", inputs, **attributes)
     forward = _operators(model)
     backward = _operators(onnx_grad.vjp(model, ["w"])) - forward
-    tells = {"MatMul", "Slice", "Pad", "Gather", "Conv"}
+    tells = {"MatMul", "Gemm", "Slice", "Pad", "Gather", "Conv"}
     assert tells.intersection(backward) == set(expected)
     tensors = {name: torch.tensor(a, dtype=torch.float64, requires_grad=True) for name, a in inputs.items()}
     y = torch.nn.functional.conv2d(
@@ -181,12 +197,79 @@ def test_formulas_for_the_weights(
             np.testing.assert_allclose(actual[name], tensor.grad.numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("op_type", "x", "w", "attributes"),
+    [("Conv", *case) for case in CONVOLUTIONS] + [("ConvTranspose", *case) for case in TRANSPOSED],
+    ids=str,
+)
+def test_formulas_for_many_taps(
+    op_type: str, x: Shape, w: Shape, attributes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient of few weights by the formulas for many."""
+    monkeypatch.setattr(filter_gradient, "_FEW_TAPS", 0)
+    inputs = _arrays(x=x, w=w)
+    model = single_node(op_type, inputs, kernel_shape=w[2:], **attributes)
+    check_in_single_precision(model, inputs)
+
+
+@pytest.mark.parametrize("few_windows", [1000, 0], ids=["scattered", "gathered"])
+@pytest.mark.parametrize(
+    ("op_type", "x", "w", "attributes"),
+    [("Conv", *case) for case in CONVOLUTIONS] + [("ConvTranspose", *case) for case in TRANSPOSED],
+    ids=str,
+)
+def test_products_for_the_image(
+    op_type: str,
+    x: Shape,
+    w: Shape,
+    attributes: dict[str, Any],
+    few_windows: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The products that replace `ConvTranspose` for many weights, wherever they can, for few weights too."""
+    monkeypatch.setattr(transposed_products, "_MANY_WEIGHTS", 0)
+    monkeypatch.setattr(transposed_products, "_FEW_WINDOWS", few_windows)
+    inputs = _arrays(x=x, w=w)
+    model = single_node(op_type, inputs, kernel_shape=w[2:], **attributes)
+    check_in_single_precision(model, inputs)
+
+
+# Shape of x, shape of w, attributes, an operator that tells the formula for the gradient of the input.
+IMAGE_FORMULAS: list[tuple[Shape, Shape, dict[str, Any], str]] = [
+    ((2, 64, 3, 3), (64, 64, 3, 3), {"pads": [1, 1, 1, 1]}, "Gemm"),
+    ((2, 64, 7, 7), (64, 64, 3, 3), {"pads": [1, 1, 1, 1], "strides": [2, 2]}, "Gemm"),
+    ((2, 64, 6, 6), (64, 64, 3, 3), {"pads": [1, 0, 2, 1]}, "Gather"),
+    ((2, 128, 20), (128, 128, 3), {"dilations": [2]}, "Gemm"),
+    ((1, 64, 9, 9), (64, 64, 3, 3), {"pads": [1, 1, 1, 1]}, "ConvTranspose"),
+    ((1, 64, 6, 6), (64, 64, 3, 3), {"pads": [3, 0, 0, 0]}, "ConvTranspose"),
+]
+
+
+@pytest.mark.parametrize(("x", "w", "attributes", "expected"), IMAGE_FORMULAS, ids=str)
+def test_formulas_for_the_image(x: Shape, w: Shape, attributes: dict[str, Any], expected: str) -> None:
+    """Each formula is the one that the sizes ask for, and gives what `ConvTranspose` gives."""
+    inputs = _arrays(x=x, w=w)
+    model = single_node("Conv", inputs, **attributes)
+    backward = _operators(onnx_grad.vjp(model, ["x"])) - _operators(model)
+    assert {"Gemm", "Gather", "ConvTranspose"}.intersection(backward) == {expected}
+    dy = np.random.default_rng(0).standard_normal(evaluator(model)(inputs)["y0"].shape).astype(np.float32)
+    actual, reference = (
+        gradients(with_shapes(model, knowledge), inputs, {"y0": dy}, ["x"])["x"]
+        for knowledge in ("static", "symbolic")
+    )
+    np.testing.assert_allclose(actual, reference, rtol=1e-4, atol=1e-3)
+
+
 # PyTorch's function, shapes of x and w, its arguments.
 AS_PYTORCH: list[tuple[str, Shape, Shape, dict[str, int]]] = [
     ("conv1d", (2, 4, 11), (6, 2, 3), {"stride": 2, "padding": 2, "dilation": 2, "groups": 2}),
+    ("conv1d", (2, 4, 9), (4, 1, 3), {"stride": 2, "padding": 1, "groups": 4}),
+    ("conv3d", (2, 2, 5, 4, 6), (2, 1, 2, 3, 3), {"padding": 1, "dilation": 2, "groups": 2}),
     ("conv2d", (2, 3, 7, 6), (4, 3, 3, 2), {"stride": 3, "padding": 1}),
     ("conv2d", (1, 6, 5, 8), (6, 1, 2, 3), {"padding": 1, "groups": 6}),
     ("conv3d", (1, 2, 4, 3, 5), (2, 1, 2, 2, 3), {"stride": 2, "padding": 1, "groups": 2}),
+    ("conv3d", (1, 4, 4, 3, 5), (2, 4, 2, 2, 3), {"padding": 1}),
+    ("conv3d", (2, 4, 4, 3, 5), (2, 4, 2, 2, 3), {"stride": 2, "padding": 1}),
     ("conv_transpose1d", (2, 4, 5), (4, 3, 3), {"stride": 3, "padding": 1, "output_padding": 2, "groups": 2}),
     ("conv_transpose2d", (2, 3, 4, 3), (3, 2, 2, 3), {"stride": 2, "dilation": 2, "output_padding": 1}),
     ("conv_transpose3d", (1, 2, 2, 3, 2), (2, 1, 3, 2, 2), {"stride": 2, "padding": 1, "groups": 2}),

@@ -1,0 +1,55 @@
+"""Peak memory of one step of a side, above what is resident before it: run in a process of its own.
+
+`python -m benchmarks.memory <network> <weights|input> <side>` prints megabytes. Linux only.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import sides
+from benchmarks.networks import EXTRA, NETWORKS
+
+_STATUS = Path("/proc/self/status")
+_RESET = Path("/proc/self/clear_refs")
+
+# Freed memory goes back at once, so that what is resident is what is in use.
+_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+
+SIDES = {"forward": sides.forward, "onnx_grad": sides.ours, "PyTorch": sides.torch, "onnx-ad": sides.onnx_ad}
+
+
+def peak_megabytes(network: str, wrt: str, side: str) -> float | None:
+    """The peak of one step; `None` where it cannot be measured."""
+    if side not in SIDES or not _RESET.exists():
+        return None
+    command = [sys.executable, "-m", "benchmarks.memory", network, wrt, side]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **_ENVIRONMENT})
+    return float(result.stdout) if result.returncode == 0 else None
+
+
+def main() -> None:
+    """Print the peak of one step of the side that the arguments name."""
+    name, wrt, side_name = sys.argv[1:]
+    (network,) = [n for n in (*NETWORKS, *EXTRA) if n.name == name]
+    side = SIDES[side_name](sides.Task(network, wrt, threads=1, arena=False))
+    side.step()
+    side.clear()
+    gc.collect()
+    before = _kilobytes("VmRSS")
+    _RESET.write_text("5")
+    side.step()
+    print((_kilobytes("VmHWM") - before) / 1024)
+
+
+def _kilobytes(field: str) -> int:
+    (line,) = [line for line in _STATUS.read_text().splitlines() if line.startswith(field)]
+    return int(line.split()[1])
+
+
+if __name__ == "__main__":
+    main()
