@@ -115,8 +115,6 @@ def operand_cotangents(
         cotangent = without_undefined(op, node, cotangent, arriving[0])
         if step.entry.broadcasts:
             cotangent = undo_broadcast(op, cotangent, operand, node.outputs[0])
-        if cotangent.shape is None:
-            cotangent.shape = operand.shape
         yield index, operand, cotangent
 
 

@@ -56,7 +56,8 @@ def transposed(op: Builder, step: Step, arriving: Mapping[int, ir.Value]) -> lis
         raise RuleError(f"{step.where}: its {inner.node.op_type} cannot be differentiated: {reason}")
     pulled = pull_back(op, path, graph, seeds)
     graph.remove(apart.nodes)
-    _read_shapes_elsewhere(op, before, node, cotangents.values())
+    if node.op_type not in _WRONG_SIZES:
+        _read_shapes_elsewhere(op, before, node, cotangents.values())
     results = [(node.outputs[i], pulled[dy]) for i, dy in cotangents.items() if dy in pulled]
     _check_linear(step, op.nodes[before:], [tangent for _, tangent in results], cotangents.values())
     for index, dy in cotangents.items():
@@ -72,6 +73,10 @@ def _cotangent(op: Builder, y: ir.Value) -> ir.Value:
         shape=y.shape,
         type=None if dtype is None else ir.TensorType(dtype),
     )
+
+
+# Onnx infers the size of the input for an output whose size another input says.
+_WRONG_SIZES = ("DFT",)
 
 
 def _read_shapes_elsewhere(op: Builder, begin: int, forward: ir.Node, cotangents: Iterable[ir.Value]) -> None:

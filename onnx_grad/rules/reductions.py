@@ -143,7 +143,9 @@ def _repeated(op: Builder, node: ir.Node, aligned: ir.Value) -> ir.Value:
     if 0 in (known.static_shape(x) or ()):
         # ONNX Runtime removes an Expand from length 1 to length 0.
         return op.zeros_like(x)
-    return op.Expand(aligned, op.shape(x))
+    repeated = op.Expand(aligned, op.shape(x))
+    repeated.shape = x.shape
+    return repeated
 
 
 def _total(op: Builder, node: ir.Node, terms: ir.Value) -> ir.Value:

@@ -42,12 +42,13 @@ def check_forms(
     opset: int = 18,
     wrt: Sequence[str] | None = None,
     second_order: bool = True,
+    tangents: bool = True,
     **attributes: Any,
 ) -> None:
     """`check` an operator with its integer and boolean inputs given at run time, then as constants."""
     given = {name: array for name, array in inputs.items() if array is not None}
     model = single_node(op_type, inputs, outputs=outputs, opset=opset, **attributes)
-    check(model, given, wrt=wrt, second_order=second_order)
+    check(model, given, wrt=wrt, second_order=second_order, tangents=tangents)
     floats = {name: array for name, array in given.items() if array.dtype == np.float64}
     if len(floats) == len(given):
         return
@@ -59,7 +60,7 @@ def check_forms(
     )
     constants = {name: array for name, array in given.items() if name not in floats}
     model = graph_model([node], floats, node.output, initializers=constants, opset=opset)
-    check(model, floats, wrt=wrt, second_order=second_order)
+    check(model, floats, wrt=wrt, second_order=second_order, tangents=tangents)
 
 
 def check_narrow(

@@ -57,7 +57,9 @@ def test_reduction_of_a_scalar(op_type: str) -> None:
 @pytest.mark.parametrize("axes", [(1,), (0, -1)], ids=str)
 @pytest.mark.parametrize("op_type", WITHOUT_EMPTY)
 def test_reduction_of_an_empty_tensor(op_type: str, axes: tuple[int, ...]) -> None:
-    check_forms(op_type, {"x": normal(2, 0, 1), "axes": integers(*axes)})
+    # ln 0 is infinite, and so is its tangent.
+    inputs = {"x": normal(2, 0, 1), "axes": integers(*axes)}
+    check_forms(op_type, inputs, tangents=op_type != "ReduceLogSum")
 
 
 @pytest.mark.parametrize("op_type", ["ReduceL1", "ReduceSum", "ReduceMean", "ReduceProd", "ReduceSumSquare"])

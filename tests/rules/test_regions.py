@@ -42,7 +42,8 @@ def test_roi_align(attributes: dict[str, Any], mode: str, pooling: str) -> None:
 def test_default_coordinates_of_each_opset(opset: int, pooling: str) -> None:
     """Opset 16 moved them by half a pixel; ONNX Runtime has no kernel of opset 22."""
     model = single_node("RoiAlign", INPUTS, opset=opset, mode=pooling, output_height=2, output_width=2)
-    check(model, INPUTS, wrt=["x"])
+    # The reference evaluator's GatherElements takes at most 64 rows, and the tangents need more.
+    check(model, INPUTS, wrt=["x"], tangents=opset != 22)
 
 
 @pytest.mark.parametrize("pooling", ["avg", "max"])
