@@ -20,10 +20,9 @@ from onnx_grad.batching import batch
 from onnx_grad.builder import Builder
 from onnx_grad.errors import NoPathWarning, callers_level
 from onnx_grad.forward_mode import Push
-from onnx_grad.liveness import live_nodes
+from onnx_grad.liveness import live_nodes, remove
 from onnx_grad.path import Path
 from onnx_grad.prepare import Forward
-from onnx_grad.pruning import prune
 from onnx_grad.registry import Quantization
 from onnx_grad.selection import Names
 from onnx_grad.transforms.elementwise import is_elementwise
@@ -150,14 +149,18 @@ def _batched(
     graph = forward.model.graph
     values = _by_name(graph)
     op, outputs = builder(graph), list[tidy.Output]()
-    spared = set(graph).difference(live_nodes(graph, graph.outputs))
+    # A loop goes on handing single tangents on beside its states: they are zeros then.
+    stand_ins: dict[ir.Value, ir.Value] = {}
+    before = live_nodes(graph, graph.outputs)
     for direction in dict.fromkeys(product.direction for product in products):
         along = [product for product in products if product.direction == direction]
         seed = values[direction]
         one = values[along[0].x if are_columns else along[0].y]
         with op.serving(str(one.name)):
             basis, size = _basis(op, one)
+            zeros = op.zeros_like(one)
         batched = batch(op, list(graph), {seed: basis}, size)
+        stand_ins[seed] = zeros
         for product in along:
             y, x, result = (values[name] for name in (product.y, product.x, product.result))
             with op.serving(str(x.name)):
@@ -168,10 +171,12 @@ def _batched(
     for y, x in ((values[y], values[x]) for y in request.of for x in request.wrt):
         if (str(y.name), str(x.name)) not in found.names:
             outputs.append(_zeros(op, found, request, y, x))
+    for seed, zeros in stand_ins.items():
+        seed.replace_all_uses_with(zeros)
     _give_up(graph, products)
-    tidy.insert(graph, op, outputs)
-    # Loops that handed single tangents on have no more use for them; their batches are other nodes.
-    prune(graph, spared)
+    tidy.insert(graph, op, outputs, list(stand_ins.values()))
+    live = set(live_nodes(graph, graph.outputs))
+    remove(graph, [node for node in (*before, *op.nodes) if node.graph is graph and node not in live])
     _order_outputs(graph, found, request)
     return Jacobians(forward, found.names)
 

@@ -102,7 +102,7 @@ def _check_gradient_of_batch(
 
 
 @hypothesis.given(data=st.data(), case=graphs(), knowledge=st.sampled_from(SHAPE_KNOWLEDGE))
-@hypothesis.settings(max_examples=20, deadline=None)
+@hypothesis.settings(max_examples=8, deadline=None)
 def test_gradients_of_batches(
     data: st.DataObject, case: tuple[onnx.ModelProto, dict[str, Array]], knowledge: str
 ) -> None:
@@ -113,7 +113,7 @@ def test_gradients_of_batches(
 @hypothesis.given(
     case=programs(), knowledge=st.sampled_from(SHAPE_KNOWLEDGE), names=st.sampled_from(["a", "ab"])
 )
-@hypothesis.settings(max_examples=15, deadline=None)
+@hypothesis.settings(max_examples=6, deadline=None)
 def test_gradients_of_batched_control_flow(
     case: tuple[onnx.ModelProto, dict[str, Array]], knowledge: str, names: str
 ) -> None:

@@ -153,8 +153,6 @@ def test_through_control_flow(mode: str) -> None:
     )
     inputs = {"n": np.array(3), "h": np.float32([0.5, -0.3]), "w": np.float32([[0.7, 0.2], [-0.4, 0.9]])}
     jacobian = onnx_grad.jacobian(model, mode=mode)
-    plain = next(node for node in jacobian.graph.node if "last" in node.output)
-    assert (len(plain.input), plain.output[0]) == (3, "last")  # its tangents are handed on by others
     values = run(jacobian, inputs)
     for x, rank in (("h", 1), ("w", 2)):
         direction = np.cos(np.arange(inputs[x].size)).reshape(inputs[x].shape).astype(np.float32)
