@@ -63,7 +63,7 @@ def _node(
 
 
 @hypothesis.given(case=graphs(), knowledge=st.sampled_from(SHAPE_KNOWLEDGE), second=st.booleans())
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=40, deadline=None)
 def test_against_finite_differences(
     case: tuple[onnx.ModelProto, dict[str, np.ndarray]], knowledge: str, second: bool
 ) -> None:

@@ -17,7 +17,7 @@ Array = np.ndarray
 
 
 @hypothesis.given(data=st.data(), case=graphs(), knowledge=st.sampled_from(SHAPE_KNOWLEDGE))
-@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.settings(max_examples=12, deadline=None)
 def test_values(data: st.DataObject, case: tuple[onnx.ModelProto, dict[str, Array]], knowledge: str) -> None:
     model, inputs = case
     names = data.draw(st.lists(st.sampled_from(sorted(inputs)), min_size=1, unique=True))
@@ -27,7 +27,7 @@ def test_values(data: st.DataObject, case: tuple[onnx.ModelProto, dict[str, Arra
 
 
 @hypothesis.given(case=graphs(), knowledge=st.sampled_from(SHAPE_KNOWLEDGE))
-@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.settings(max_examples=12, deadline=None)
 def test_gradients(case: tuple[onnx.ModelProto, dict[str, Array]], knowledge: str) -> None:
     model, inputs = case
     outputs = [output.name for output in model.graph.output]
@@ -42,7 +42,7 @@ def test_gradients(case: tuple[onnx.ModelProto, dict[str, Array]], knowledge: st
 @hypothesis.given(
     case=programs(), knowledge=st.sampled_from(SHAPE_KNOWLEDGE), names=st.sampled_from(["a", "b", "ab"])
 )
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=25, deadline=None)
 def test_programs_of_control_flow(
     case: tuple[onnx.ModelProto, dict[str, Array]], knowledge: str, names: str
 ) -> None:
@@ -58,7 +58,7 @@ def test_programs_of_control_flow(
 @hypothesis.given(
     case=programs(), knowledge=st.sampled_from(SHAPE_KNOWLEDGE), names=st.sampled_from(["", "a"])
 )
-@hypothesis.settings(max_examples=20, deadline=None)
+@hypothesis.settings(max_examples=12, deadline=None)
 def test_gradients_of_control_flow(
     case: tuple[onnx.ModelProto, dict[str, Array]], knowledge: str, names: str
 ) -> None:

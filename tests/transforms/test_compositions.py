@@ -89,7 +89,7 @@ def test_names_stay_unique() -> None:
 
 
 @hypothesis.given(case=graphs(), knowledge=st.sampled_from(SHAPE_KNOWLEDGE))
-@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.settings(max_examples=15, deadline=None)
 def test_dual_to_the_third_order(case: tuple[onnx.ModelProto, dict[str, np.ndarray]], knowledge: str) -> None:
     """⟨u, J·v⟩ = ⟨Jᵀ·u, v⟩ for a model, for its gradient, and for the tangent of that."""
     model, inputs = case
