@@ -228,10 +228,11 @@ class _Prefixed(Mapping[str, Array]):
         return self._state[f"{self._prefix}/{name}"]
 
     def __iter__(self) -> Iterator[str]:
-        raise NotImplementedError
+        start = f"{self._prefix}/"
+        return (name.removeprefix(start) for name in self._state if name.startswith(start))
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return sum(1 for _ in self)
 
 
 class Evaluator:
