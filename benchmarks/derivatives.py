@@ -21,6 +21,7 @@ from rich.table import Table
 
 import onnx_grad
 from benchmarks.measuring import Spread, alternate, clock_for, ratios
+from benchmarks.networks import NETWORKS, Network
 from benchmarks.sides import Side
 from models import FOLDER
 
@@ -75,7 +76,7 @@ class Comparison:
 
     Attributes:
         title: What is compared.
-        network: The file in `models/`.
+        network: The file in `models/`, or the name of a network of `benchmarks.networks`.
         shapes: The shapes of its inputs.
         derivative: The side that is measured.
         reference: The side that it is measured against.
@@ -90,11 +91,20 @@ class Comparison:
 
 def jvp(network: str, threads: int) -> Comparison:
     """The tangents of all outputs, with the outputs, against the forward pass."""
-    shapes, forward = SHAPES[network], load(network)
+    return _jvp(network, load(network), SHAPES[network], threads)
+
+
+def jvp_of_larger(network: Network, threads: int) -> Comparison:
+    """The same for one of the networks whose gradients `python -m benchmarks` measures."""
+    forward = network.onnx(weights_are_inputs=False)
+    return _jvp(f"{network.name}, larger", forward, {"x": network.shape}, threads)
+
+
+def _jvp(name: str, forward: onnx.ModelProto, shapes: Shapes, threads: int) -> Comparison:
     x, tangent = arrays(shapes, 0), arrays(shapes, 1)
     model = onnx_grad.jvp(forward)
     derivative = Runs(model, [x | renamed(model, "tangents", tangent)], threads)
-    return Comparison("jvp / forward", network, shapes, derivative, Runs(forward, [x], threads))
+    return Comparison("jvp / forward", name, shapes, derivative, Runs(forward, [x], threads))
 
 
 def hvp(network: str, of: str, threads: int) -> Comparison:
@@ -128,10 +138,11 @@ def hessian(particles: int, threads: int) -> Comparison:
     return Comparison(f"Hessian / {len(columns)} hvps", "energy", shapes, derivative, reference)
 
 
-def comparisons(threads: int) -> list[Comparison]:
-    """All of them."""
+def comparisons(threads: int, larger: bool) -> list[Comparison]:
+    """All of them; with the tangents of larger networks or not."""
     return [
         *(jvp(network, threads) for network in SHAPES),
+        *(jvp_of_larger(network, threads) for network in NETWORKS if larger),
         hvp("energy", "energy", threads),
         hvp("cartpole", "cost", threads),
         jacobian(threads),
@@ -158,7 +169,7 @@ def renamed(model: onnx.ModelProto, kind: str, directions: Mapping[str, Array]) 
     return {names[name]: array for name, array in directions.items()}
 
 
-def measured(threads: int, rounds: int) -> Table:
+def measured(threads: int, rounds: int, larger: bool) -> Table:
     """One row for each comparison."""
     clock = "CPU time" if threads == 1 else "wall time"
     table = Table(
@@ -168,7 +179,7 @@ def measured(threads: int, rounds: int) -> Table:
         table.add_column(column, no_wrap=True)
     for column in ("ms", "against ms", "ratio"):
         table.add_column(column, justify="right", no_wrap=True)
-    for comparison in comparisons(threads):
+    for comparison in comparisons(threads, larger):
         sides = {"derivative": comparison.derivative, "reference": comparison.reference}
         samples = alternate(sides, rounds, clock_for(threads))
         derivative, reference = (1e3 * Spread.of(samples[side]).median for side in sides)
@@ -193,6 +204,9 @@ def main(
         list[int] | None, typer.Option("--threads", "-t", min=1, help="Threads of each side. Default: 1.")
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", "-r", min=2, help="Samples of each side.")] = 9,
+    larger: Annotated[
+        bool, typer.Option(help="Also the tangents of the five networks of `python -m benchmarks`.")
+    ] = True,
 ) -> None:
     """Measure derivatives, alternating in one process, and print ratios; smaller is better.
 
@@ -201,7 +215,7 @@ def main(
     """
     console = Console(width=110)
     for count in threads or [1]:
-        console.print(measured(count, rounds))
+        console.print(measured(count, rounds, larger))
 
 
 if __name__ == "__main__":

@@ -162,6 +162,10 @@ def _linear_tangents(
             for i, x in enumerate(node.inputs)
         ]
         return list(zip(node.outputs, _applied(op, node, operands), strict=True))
+    if linearity.joined is not None and all(index in arriving for index in factors):
+        joined = linearity.joined(op, node, *(arriving[index] for index in factors))
+        if joined is not None:
+            return [(node.outputs[0], joined)]
     terms: list[ir.Value] = []
     added = {i: t for i, t in arriving.items() if i in linearity.added}
     for factor in factors:

@@ -95,6 +95,8 @@ class Linearity:
         added: Positions of what is added to their product, and may be left out.
         broadcasts: Whether operands are stretched to the shape of the result.
         unless: Tells of a node for which it does not hold.
+        joined: Builds the sum of the terms of two factors in another way, of the node and both tangents;
+            `None` from it where two terms are better.
     """
 
     together: tuple[int, ...] | None = ()
@@ -102,6 +104,7 @@ class Linearity:
     added: tuple[int, ...] = ()
     broadcasts: bool = False
     unless: Callable[[ir.Node], bool] | None = None
+    joined: Callable[[Builder, ir.Node, ir.Value, ir.Value], ir.Value | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -296,6 +299,7 @@ def linear(
     added: Sequence[int] = (),
     broadcasts: bool = False,
     unless: Callable[[ir.Node], bool] | None = None,
+    joined: Callable[[Builder, ir.Node, ir.Value, ir.Value], ir.Value | None] | None = None,
 ) -> None:
     """Declare of operators of the default domain, which have rules, that they are linear: see `Linearity`."""
     declared = Linearity(
@@ -304,6 +308,7 @@ def linear(
         tuple(added),
         broadcasts,
         unless,
+        joined,
     )
     for op_type in op_types:
         _table["", op_type] = replace(_table["", op_type], linearity=declared)

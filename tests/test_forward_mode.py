@@ -62,6 +62,26 @@ def test_a_tensor_inside_moves_with_what_is_before_it_and_on_its_own() -> None:
     np.testing.assert_allclose(actual, np.cos(x * x) * (2 * x * dx + dh), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns", "expected"),
+    [
+        ("2, m, 3", "2, 3, n", ["MatMul", "Concat", "Concat", "MatMul"]),
+        ("m, 3", "3, 100", ["MatMul", "Concat", "Concat", "MatMul"]),
+        ("2, m, 3", "3, n", ["MatMul", "Concat", "Concat", "MatMul"]),
+        ("m, 3", "3, 4", ["MatMul", "MatMul", "MatMul", "Add"]),
+        ("m, k", "k, n", ["MatMul", "MatMul", "MatMul", "Add"]),
+        ("m, 3", "3", ["MatMul", "MatMul", "MatMul", "Add"]),
+    ],
+)
+def test_both_factors_of_a_product_move(rows: str, columns: str, expected: list[str]) -> None:
+    """One product of joined operands where they are thin, as those of attention's scores are, else two."""
+    model = parse(f"g (double[{rows}] a, double[{columns}] b) => (double[?] y) {{ y = MatMul(a, b) }}")
+    assert operators(onnx_grad.jvp(model)) == expected
+    sizes = {"m": 5, "k": 3, "n": 6}
+    a, b = (normal(*(sizes.get(dim) or int(dim) for dim in shape.split(", "))) for shape in (rows, columns))
+    assert_dual(model, {"a": a, "b": b}, rtol=1e-9)
+
+
 def test_what_counts_as_constant_has_no_tangent() -> None:
     graph = "g (float[n] x) => (float[n] y) { h = Mul(x, x)  y = Mul(h, x) }"
     model = onnx_grad.jvp(parse(graph), stop="h")
