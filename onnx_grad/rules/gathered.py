@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_grad.builder import Builder
-from onnx_grad.rules.windows import Sizes, Windows, given
+from onnx_grad.rules.windows import Windows, given, tap_positions
 
 
 def gathered_windows(
@@ -24,28 +24,33 @@ def gathered_windows(
         channels: C.
         last_tap_first: Whether the taps of a window are read against their order, along every axis.
     """
-    rank, begin, end = len(given(windows.kernel)), given(windows.begin), given(windows.end)
-    if windows.pads is not None:
-        image = op.Pad(image, [0, 0, *begin, 0, 0, *end])
-    padded = tuple(i + b + e for i, b, e in zip(given(windows.positions), begin, end, strict=True))
+    rank, kernel, pixels = (
+        len(given(windows.kernel)),
+        given(windows.kernel),
+        math.prod(given(windows.positions)),
+    )
     channels_last = op.Transpose(image, perm=[0, *range(2, rank + 2), 1])
-    pixels = op.Reshape(channels_last, [0, math.prod(padded), channels])
-    places = _places(op, windows, padded, -1 if last_tap_first else 1)
-    return op.Reshape(op.Gather(pixels, places, axis=1), [-1, math.prod(given(windows.kernel)) * channels])
+    seen = op.Reshape(channels_last, [0, pixels, channels])
+    places = _places(op, windows, -1 if last_tap_first else 1)
+    if windows.pads is not None:
+        # One pixel of zeros stands for all padding: a border around every image is much slower to put there.
+        seen, places = op.Pad(seen, [0, 0, 0, 0, 1, 0]), op.Min(places, pixels)
+    return op.Reshape(op.Gather(seen, places, axis=1), [-1, math.prod(kernel) * channels])
 
 
-def _places(op: Builder, windows: Windows, padded: Sizes, direction: int) -> ir.Value:
-    """Where in the flattened padded image a tap of a window lies, [O…, kernel…].
+def _places(op: Builder, windows: Windows, direction: int) -> ir.Value:
+    """Where in the flattened image a tap of a window lies, [O…, kernel…]; at or behind its end for padding.
 
     A sum of one small tensor for each axis, so that the file stays small.
     """
-    rank = len(padded)
+    sizes = given(windows.positions)
+    rank = len(sizes)
     parts = []
-    for axis in range(rank):
-        windows_at = given(windows.strides)[axis] * np.arange(given(windows.count)[axis])
-        taps_at = given(windows.dilations)[axis] * np.arange(given(windows.kernel)[axis])[::direction]
+    for axis, length in enumerate(sizes):
+        places = tap_positions(windows, axis)[:, ::direction]
+        inside = (places >= 0) & (places < length)
         shape = [1] * (2 * rank)
-        shape[axis], shape[rank + axis] = len(windows_at), len(taps_at)
-        step = math.prod(padded[axis + 1 :])
-        parts.append(op.constant((windows_at[:, None] + taps_at).reshape(shape) * step, ir.DataType.INT64))
+        shape[axis], shape[rank + axis] = places.shape
+        along = np.where(inside, places * math.prod(sizes[axis + 1 :]), math.prod(sizes))
+        parts.append(op.constant(along.reshape(shape), ir.DataType.INT64))
     return functools.reduce(op.Add, parts)
