@@ -53,6 +53,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnx_grad import known
 from onnx_grad.builder import Builder
 from onnx_grad.rules.axes import has_one_image
 from onnx_grad.rules.filters import Filters, joined_shape, padded_image
@@ -244,14 +245,28 @@ def _rows(op: Builder, value: ir.Value, rows: Sequence[range], sizes: Sizes) -> 
 
 
 def _gathered(op: Builder, filters: Filters, image: ir.Value, response: ir.Value) -> ir.Value:
-    """For known sizes: all windows copied side by side, channels last, then one matrix product."""
+    """For known sizes: all windows copied side by side, channels last, then one matrix product.
+
+    Either they or the product are brought into the order of the weights, whichever is less work.
+    """
     (m, c), windows = given(filters.channels), filters.windows
     kernel, rank = given(windows.kernel), len(given(windows.kernel))
-    columns = gathered_windows(op, image, windows, c)
+    few = _are_few(windows, image, m)
+    columns = gathered_windows(op, image, windows, c, taps_behind_channels=few)
     if not has_one_image(image):
         response = _first_axes_swapped(op, response, rank)
     total = op.MatMul(op.Reshape(response, [m, -1]), columns)
+    if few:
+        return op.reshape_like(total, filters.w)
     return op.Transpose(op.Reshape(total, [m, *kernel, c]), perm=[0, rank + 1, *range(1, rank + 1)])
+
+
+def _are_few(windows: Windows, image: ir.Value, m: int) -> bool:
+    """Whether the batch is known to have at most half as many windows as each has responses."""
+    dims = known.dimensions(image)
+    return (
+        dims is not None and isinstance(dims[0], int) and 2 * dims[0] * math.prod(given(windows.count)) <= m
+    )
 
 
 def _swapped(op: Builder, filters: Filters, image: ir.Value, response: ir.Value) -> ir.Value:

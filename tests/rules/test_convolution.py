@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 import onnx_grad
-from onnx_grad.rules import filter_gradient, transposed_products
+from onnx_grad.rules import filter_gradient, gathered, transposed_products
 from tests.oracle import (
     SHAPE_KNOWLEDGE,
     check,
@@ -165,6 +165,8 @@ FORMULAS: list[tuple[Shape, Shape, dict[str, Any], tuple[str, ...]]] = [
     ((1, 8, 4, 4), (4, 8, 1, 1), {"strides": [2, 2]}, ("Gemm", "Slice")),
     ((1, 8, 4, 4), (4, 8, 3, 3), {"pads": [1, 1, 1, 1]}, ("Gemm", "Pad")),
     ((1, 16, 4, 4), (4, 16, 3, 3), {"pads": [1, 1, 1, 1]}, ("MatMul", "Pad", "Gather")),
+    ((1, 16, 2, 2), (8, 16, 3, 3), {"pads": [1, 1, 1, 1]}, ("MatMul", "Pad", "Gather")),
+    ((1, 8, 5, 5), (8, 8, 3, 3), {"strides": [2, 2]}, ("MatMul", "Gather")),
     ((1, 8, 4, 4), (4, 4, 3, 3), {"pads": [1, 1, 1, 1], "group": 2}, ("MatMul", "Pad")),
 ]
 
@@ -210,6 +212,21 @@ def test_formulas_for_many_taps(
     inputs = _arrays(x=x, w=w)
     model = single_node(op_type, inputs, kernel_shape=w[2:], **attributes)
     check_in_single_precision(model, inputs)
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "attributes"), [case[:3] for case in FORMULAS if "Gather" in case[3]], ids=str
+)
+def test_gathered_from_many_places(
+    x: Shape, w: Shape, attributes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the taps of many windows lie is computed by the graph, and comes to the same."""
+    inputs = _arrays(x=x, w=w)
+    model = single_node("Conv", inputs, **attributes)
+    dy = np.random.default_rng(0).standard_normal(evaluator(model)(inputs)["y0"].shape).astype(np.float32)
+    stored = gradients(model, inputs, {"y0": dy}, ["w"])["w"]
+    monkeypatch.setattr(gathered, "_MOST_PLACES", 0)
+    np.testing.assert_array_equal(gradients(model, inputs, {"y0": dy}, ["w"])["w"], stored)
 
 
 @pytest.mark.parametrize("few_windows", [1000, 0], ids=["scattered", "gathered"])
