@@ -36,7 +36,7 @@ def feeds(model: onnx.ModelProto) -> dict[str, Array]:
 
 def main() -> None:
     """Print the table."""
-    table = Table("network", title="Image and all weights, 1 thread, CPU time; median [quartiles]")
+    table = Table("network", title="Image and all weights, 1 thread, CPU time; median \\[quartiles]")
     for column in ("forward nodes", "nodes with gradients", "ratio", "time / forward"):
         table.add_column(column, justify="right")
     task = Task(NETWORKS[0], "input", threads=1)

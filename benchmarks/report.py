@@ -91,7 +91,7 @@ def machine() -> str:
 def _ratios(rows: Sequence[Measurement], wrt: str, threads: int) -> Table:
     clock = "CPU time" if threads == 1 else "wall time"
     what = "all weights" if wrt == "weights" else "the input"
-    title = f"Gradient of {what}, {threads} thread{'s' * (threads > 1)} ({clock}); median [quartiles]"
+    title = f"Gradient of {what}, {threads} thread{'s' * (threads > 1)} ({clock}); median \\[quartiles]"
     table = Table(title=title, caption=_caption(rows), caption_justify="left")
     for column in ("network", "side"):
         table.add_column(column, no_wrap=True)
