@@ -1,4 +1,8 @@
-"""The gradients of ONNX's own backend cases, with and without shapes, and that the command would notice."""
+"""The gradients of ONNX's own backend cases, with and without shapes, and that the command would notice.
+
+Each case is judged in one of the two forms here; `python -m tests.conformance`, with `--erase-shapes` or
+without, judges all of them in one.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from tests.conformance.__main__ import main
 from tests.conformance.cases import Case, fast_subset, load_cases, without_shapes
 from tests.conformance.judging import NOT_CONFIRMED, judge
 from tests.conformance.report import WIDTH, lost, share_right, show, to_json
-from tests.conformance.running import available_cores, judge_all, judge_with_and_without_shapes
+from tests.conformance.running import available_cores, judge_all, judge_in_one_form
 from tests.conformance.verdicts import Outcome, Precision, Verdict
 from tests.oracle import graph_model, single_node
 
@@ -69,19 +73,13 @@ def test_the_cheapest_cases_of_every_operator_are_right(cases: list[Case]) -> No
 
 
 @pytest.fixture(scope="module")
-def runs(cases: list[Case]) -> tuple[list[Verdict], list[Verdict]]:
-    """All cases as they are, and with all shapes taken from the models: minutes on all cores."""
-    return judge_with_and_without_shapes(cases, jobs=available_cores())
+def verdicts(cases: list[Case]) -> list[Verdict]:
+    """On all cases, half of them with all shapes taken from the models: minutes on all cores."""
+    return judge_in_one_form(cases, jobs=available_cores())
 
 
 @pytest.mark.slow
 class TestAllCases:
-    @pytest.fixture(params=[0, 1], ids=["as they are", "without shapes"])
-    def verdicts(
-        self, runs: tuple[list[Verdict], list[Verdict]], request: pytest.FixtureRequest
-    ) -> list[Verdict]:
-        return runs[request.param]
-
     def test_no_gradient_is_wrong(self, verdicts: list[Verdict]) -> None:
         assert [verdict for verdict in verdicts if verdict.outcome is Outcome.WRONG] == []
 
@@ -95,10 +93,6 @@ class TestAllCases:
 
     def test_they_are_compared_in_float64(self, verdicts: list[Verdict]) -> None:
         assert {verdict.case for verdict in verdicts if verdict.precision is Precision.FLOAT32} == IN_FLOAT32
-
-    def test_without_shapes_nothing_is_lost(self, runs: tuple[list[Verdict], list[Verdict]]) -> None:
-        as_they_are, without = runs
-        assert lost(without, to_json(as_they_are)) == []
 
 
 def test_what_only_a_body_reads_is_differentiated_too(cases: list[Case]) -> None:

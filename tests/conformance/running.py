@@ -6,6 +6,7 @@ import contextlib
 import functools
 import multiprocessing
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from unittest import mock
@@ -36,15 +37,15 @@ def judge_all(
         yield from map(one, cases) if pool is None else pool.map(one, cases, chunksize=CASES_AT_A_TIME)
 
 
-def judge_with_and_without_shapes(
-    cases: Sequence[Case], *, jobs: int, time_limit: float = 30.0
-) -> tuple[list[Verdict], list[Verdict]]:
-    """The verdicts on `cases` as they are, and with all shapes taken from them, from the same processes."""
-    both = [(case, erase) for case in cases for erase in (False, True)]
+def judge_in_one_form(cases: Sequence[Case], *, jobs: int, time_limit: float = 30.0) -> list[Verdict]:
+    """The verdicts on `cases`, about half of them as they are, the others with all shapes taken from them.
+
+    The name decides, so that a case is always judged in the same form.
+    """
     one = functools.partial(_judge, time_limit=time_limit)
+    formed = [(case, zlib.crc32(case.name.encode()) % 2 == 1) for case in cases]
     with _processes(jobs) as pool:
-        verdicts = list(map(one, both) if pool is None else pool.map(one, both, chunksize=CASES_AT_A_TIME))
-    return verdicts[::2], verdicts[1::2]
+        return list(map(one, formed) if pool is None else pool.map(one, formed, chunksize=CASES_AT_A_TIME))
 
 
 def available_cores() -> int:
