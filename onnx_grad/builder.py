@@ -100,7 +100,7 @@ class Builder:
         repeats: Whether the nodes are of a body that runs more than once.
         edges: How values enter and leave the forward bodies that the nodes differentiate.
         pushes: Whether tangents are pushed forward through the graph rather than cotangents pulled back.
-        origin: The builder that this one was made of by `apart`, or itself: of the same graph.
+        remembered: What was found out about the graph, by the type of what holds it.
     """
 
     def __init__(self, opset: int, taken_names: set[str], pushes: bool = False) -> None:
@@ -111,7 +111,7 @@ class Builder:
         self.repeats = False
         self.edges: list[Edge] = []
         self.pushes = pushes
-        self.origin = self
+        self.remembered: dict[type[Any], Any] = {}
         self._metadata: dict[str, str] = {}
         self._unlabelled: set[ir.Node] = set()
         self._taken = taken_names

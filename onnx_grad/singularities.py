@@ -7,7 +7,6 @@ that treat elements separately, move them or sum them. A walk ends at operators 
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -164,14 +163,11 @@ class _Neighbourhood:
         return found
 
 
-_neighbourhoods: weakref.WeakKeyDictionary[Builder, _Neighbourhood] = weakref.WeakKeyDictionary()
-
-
 def _neighbourhood(op: Builder) -> _Neighbourhood:
     """What is remembered of the graph that `op` extends, which does not change while it does."""
-    around = _neighbourhoods.get(op.origin)
+    around: _Neighbourhood | None = op.remembered.get(_Neighbourhood)
     if around is None:
-        around = _neighbourhoods[op.origin] = _Neighbourhood(op.edges)
+        around = op.remembered[_Neighbourhood] = _Neighbourhood(op.edges)
     return around
 
 

@@ -22,10 +22,20 @@ def validate(proto: onnx.ModelProto) -> None:
         proto.graph.name = "graph"
     _check_wiring(proto.graph)
     name_nodes(proto.graph)
+    if not _passes_checker(proto):
+        try:
+            onnx.checker.check_model(_with_every_shape(proto))
+        except onnx.checker.ValidationError as error:
+            raise ModelError(f"the model is not valid ONNX: {str(error).strip()}") from error
+
+
+def _passes_checker(proto: onnx.ModelProto) -> bool:
+    """Whether it passes as it stands, as most models do."""
     try:
-        onnx.checker.check_model(_with_every_shape(proto))
-    except onnx.checker.ValidationError as error:
-        raise ModelError(f"the model is not valid ONNX: {str(error).strip()}") from error
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError:
+        return False
+    return True
 
 
 # The opset from which on the checker takes an operator that ONNX Runtime also runs before.
@@ -111,11 +121,12 @@ def _reads(node: onnx.NodeProto) -> Iterator[str]:
     """The names a node reads, with those that its subgraphs capture from outside."""
     yield from node.input
     for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            own = {value.name for value in (*graph.input, *graph.initializer)}
-            for inner in graph.node:
-                yield from (name for name in _reads(inner) if name not in own)
-                own.update(inner.output)
+        if attribute.type in _HOLDING_BODIES:
+            for graph in (attribute.g, *attribute.graphs):
+                own = {value.name for value in (*graph.input, *graph.initializer)}
+                for inner in graph.node:
+                    yield from (name for name in _reads(inner) if name not in own)
+                    own.update(inner.output)
 
 
 def _topological_order(needs: list[set[int]]) -> list[int]:
@@ -167,10 +178,19 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     for node in graph.node:
         yield node
         for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from all_nodes(attribute.g)
-            for body in attribute.graphs:
-                yield from all_nodes(body)
+            if attribute.type in _HOLDING_BODIES:
+                if attribute.HasField("g"):
+                    yield from all_nodes(attribute.g)
+                for body in attribute.graphs:
+                    yield from all_nodes(body)
+
+
+# An old model may leave the type out.
+_HOLDING_BODIES = (
+    onnx.AttributeProto.GRAPH,
+    onnx.AttributeProto.GRAPHS,
+    onnx.AttributeProto.UNDEFINED,
+)
 
 
 def operators(graph: onnx.GraphProto) -> set[tuple[str, str]]:

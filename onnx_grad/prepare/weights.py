@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_grad.errors import ModelError
+from onnx_grad.prepare.validate import all_nodes
 
 # Shapes, indices and axes are smaller than this, and inference needs their content.
 LARGEST_INLINE_BYTES = 1024
@@ -130,9 +131,9 @@ def heavy(light: LightModel) -> onnx.ModelProto:
     proto.graph.input.extend(inputs)
     del proto.graph.initializer[:]
     for name, tensor in light.tensors.items():
-        serialized = ir.serde.serialize_tensor(tensor)
+        serialized = proto.graph.initializer.add()
+        ir.serde.serialize_tensor_into(serialized, tensor)
         serialized.name = name
-        proto.graph.initializer.append(serialized)
     return proto
 
 
@@ -210,11 +211,9 @@ def _check_external(tensor: ir.ExternalTensor) -> None:
 
 def make_constants_dense(graph: onnx.GraphProto) -> None:
     """Let the nodes `Constant` of `graph` and of its subgraphs hold dense tensors."""
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                make_constants_dense(inner)
-            if node.op_type == "Constant" and attribute.name == "sparse_value":
+    for node in all_nodes(graph):
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "sparse_value":
                 dense = _dense(attribute.sparse_tensor)
                 attribute.CopyFrom(onnx.helper.make_attribute("value", dense))
 
