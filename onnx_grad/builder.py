@@ -245,7 +245,7 @@ class Builder:
 
     def constant(self, content: Any, dtype: ir.DataType) -> ir.Value:
         """The constant tensor `content` of type `dtype`; equal constants are one initializer."""
-        array = np.ascontiguousarray(content, dtype=dtype.numpy()).reshape(np.shape(content))
+        array = np.array(content, dtype=dtype.numpy(), order="C")
         key = dtype, array.shape, array.tobytes()
         value = self._constants.get(key)
         if value is None:

@@ -126,7 +126,7 @@ def constant_integers(value: ir.Value | None) -> tuple[int, ...] | None:
 
 def captured_values(node: ir.Node, own: Set[ir.Value] = frozenset()) -> Iterator[ir.Value]:
     """The values that the subgraphs of `node` read from outside, without those in `own`."""
-    for attribute in node.attributes.values():
+    for attribute in node.attributes.data.values():
         if attribute.type == ir.AttributeType.GRAPH:
             yield from _outer_values(attribute.as_graph(), own)
         elif attribute.type == ir.AttributeType.GRAPHS:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnx_grad import known, signs
 from onnx_grad.builder import Builder
-from onnx_grad.wiring import Edge
+from onnx_grad.wiring import Edge, bodies
 
 # A derivative is infinite at the edge of the domain, or next to it.
 _SINGULAR = frozenset("Sqrt Log Reciprocal Pow Div Mod Asin Acos Acosh Atanh ReduceLogSum".split())
@@ -221,8 +221,7 @@ def _is_foreign(node: ir.Node) -> bool:
     """Whether nothing is known of what `node` does with its operands."""
     if node.domain == "com.microsoft" and node.op_type in _FUSED:
         return False
-    graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return node.domain != "" or any(attribute.type in graphs for attribute in node.attributes.values())
+    return node.domain != "" or next(bodies(node), None) is not None
 
 
 def _is_mask(value: ir.Value | None) -> bool:

@@ -142,7 +142,7 @@ def _add_initializers(light: LightModel) -> None:
     graph = light.proto.graph
     for name, tensor in light.tensors.items():
         if tensor.nbytes <= LARGEST_INLINE_BYTES and _is_readable(tensor):
-            graph.initializer.append(_inline(name, tensor))
+            _inline(graph.initializer.add(), name, tensor)
         elif name not in declared:
             shape = [d if isinstance(d, int) else d.value for d in tensor.shape]
             graph.input.append(onnx.helper.make_tensor_value_info(name, int(tensor.dtype), shape))
@@ -153,12 +153,12 @@ def _is_readable(tensor: ir.TensorProtocol) -> bool:
     return not isinstance(tensor, ir.ExternalTensor) or bool(tensor.base_dir)
 
 
-def _inline(name: str, tensor: ir.TensorProtocol) -> onnx.TensorProto:
-    proto = ir.serde.serialize_tensor(tensor)
+def _inline(proto: onnx.TensorProto, name: str, tensor: ir.TensorProtocol) -> None:
+    ir.serde.serialize_tensor_into(proto, tensor)
     if proto.data_location == onnx.TensorProto.EXTERNAL:
-        proto = ir.serde.serialize_tensor(ir.Tensor(tensor.numpy(), dtype=tensor.dtype))
+        proto.Clear()
+        ir.serde.serialize_tensor_into(proto, ir.Tensor(tensor.numpy(), dtype=tensor.dtype))
     proto.name = name
-    return proto
 
 
 def _referenced(tensor: onnx.TensorProto, base_dir: str) -> ir.TensorProtocol:
