@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_grad.errors import ModelError
+from onnx_grad.prepare.serialization import without_initializers
 from onnx_grad.prepare.validate import all_nodes
 
 # Shapes, indices and axes are smaller than this, and inference needs their content.
@@ -110,14 +111,7 @@ def lighten_ir(model: ir.Model) -> LightModel:
         if isinstance(value.const_value, ir.ExternalTensor):
             _check_external(value.const_value)
     declared = tuple(value.name or "" for value in graph.inputs)
-    values = list(graph.initializers.values())
-    graph.initializers.clear()
-    try:
-        proto = ir.to_proto(model)
-    finally:
-        for value in values:
-            graph.initializers.add(value)
-    result = LightModel(proto, tensors, "", declared)
+    result = LightModel(without_initializers(model), tensors, "", declared)
     _add_initializers(result)
     return result
 
