@@ -98,8 +98,13 @@ def lighten(proto: onnx.ModelProto, base_dir: str = "") -> LightModel:
     return result
 
 
-def lighten_ir(model: ir.Model) -> LightModel:
-    """The light copy of an `ir.Model`, whose tensors are referenced as they are."""
+def lighten_ir(model: ir.Model, annotated: bool = True) -> LightModel:
+    """The light copy of an `ir.Model`, whose tensors are referenced as they are.
+
+    Args:
+        model: The model.
+        annotated: Whether a value of its main graph may have a quantization annotation.
+    """
     graph = model.graph
     tensors = {}
     for name, value in graph.initializers.items():
@@ -111,7 +116,7 @@ def lighten_ir(model: ir.Model) -> LightModel:
         if isinstance(value.const_value, ir.ExternalTensor):
             _check_external(value.const_value)
     declared = tuple(value.name or "" for value in graph.inputs)
-    result = LightModel(without_initializers(model), tensors, "", declared)
+    result = LightModel(without_initializers(model, annotated), tensors, "", declared)
     _add_initializers(result)
     return result
 
