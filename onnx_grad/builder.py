@@ -392,7 +392,7 @@ _LITERALS = (bool, int, float, list, tuple, range, np.ndarray, np.generic)
 
 
 def _is_value(operand: Operand) -> TypeGuard[ir.Value]:
-    return operand is not None and not isinstance(operand, _LITERALS)
+    return type(operand) is ir.Value or (operand is not None and not isinstance(operand, _LITERALS))
 
 
 def _attribute(name: str, value: Any) -> ir.Attr:
