@@ -383,3 +383,13 @@ def test_the_graph_is_let_go_of_at_once() -> None:
     onnx_grad.vjp(model)
     gc.collect()
     assert sum(type(thing) is ir.Node for thing in gc.get_objects()) == before
+
+
+def test_forward_nodes_stay_as_they_are() -> None:
+    model = parse(
+        "g (float[N] x) => (float[N] y) { [c] c = Constant <value = float two {2}> () [p] y = Pow (x, c) }"
+    )
+    for node in model.graph.node:
+        node.ClearField("domain")
+    gradient = onnx_grad.vjp(model)
+    assert [node for node in gradient.graph.node if node.name in ("c", "p")] == list(model.graph.node)
