@@ -152,8 +152,9 @@ class _Neighbourhood:
             value = pending.pop()
             remembered = self._memory.get((question, value))
             if remembered is None:
-                found = any(map(target, nodes(value)))
-                reached = {v for n in nodes(value) if n.op_type not in _MIXING for v in further(n)}
+                neighbours = nodes(value)
+                found = any(map(target, neighbours))
+                reached = {v for n in neighbours if n.op_type not in _MIXING for v in further(n)}
                 reached.update(self._crossings[nodes].get(value, ()))
                 pending.extend(new := reached - seen)
                 seen |= new
