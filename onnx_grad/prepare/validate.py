@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import onnx
@@ -120,13 +121,11 @@ def _defines(node: onnx.NodeProto, defined: set[str]) -> bool:
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
     """The names a node reads, with those that its subgraphs capture from outside."""
     yield from node.input
-    for attribute in node.attribute:
-        if attribute.type in _HOLDING_BODIES:
-            for graph in (attribute.g, *attribute.graphs):
-                own = {value.name for value in (*graph.input, *graph.initializer)}
-                for inner in graph.node:
-                    yield from (name for name in _reads(inner) if name not in own)
-                    own.update(inner.output)
+    for graph in _bodies(node):
+        own = {value.name for value in (*graph.input, *graph.initializer)}
+        for inner in graph.node:
+            yield from (name for name in _reads(inner) if name not in own)
+            own.update(inner.output)
 
 
 def _topological_order(needs: list[set[int]]) -> list[int]:
@@ -177,20 +176,30 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """The nodes of a graph, each followed by those of its bodies."""
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            if attribute.type in _HOLDING_BODIES:
-                if attribute.HasField("g"):
-                    yield from all_nodes(attribute.g)
-                for body in attribute.graphs:
-                    yield from all_nodes(body)
+        for body in _bodies(node):
+            yield from all_nodes(body)
 
 
-# An old model may leave the type out.
-_HOLDING_BODIES = (
-    onnx.AttributeProto.GRAPH,
-    onnx.AttributeProto.GRAPHS,
-    onnx.AttributeProto.UNDEFINED,
-)
+def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    if not _may_hold_bodies(node.op_type, node.domain):
+        return []
+    return [
+        body
+        for attribute in node.attribute
+        for body in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs)
+    ]
+
+
+@functools.cache
+def _may_hold_bodies(op_type: str, domain: str) -> bool:
+    """Whether an operator may have graphs as attributes: it is quicker to ask this than to look at nodes."""
+    if not onnx.defs.has(op_type, domain):
+        return True
+    attributes = onnx.defs.get_schema(op_type, domain=domain).attributes.values()
+    return any(attribute.type in _GRAPHS for attribute in attributes)
+
+
+_GRAPHS = (onnx.defs.OpSchema.AttrType.GRAPH, onnx.defs.OpSchema.AttrType.GRAPHS)
 
 
 def operators(graph: onnx.GraphProto) -> set[tuple[str, str]]:
