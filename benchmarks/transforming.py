@@ -1,14 +1,19 @@
 """What transforming costs: against the time ONNX Runtime takes to load the result, and per node.
 
-`python -m benchmarks.transforming` prints two tables.
+`python -m benchmarks.transforming` prints three tables.
 """
 
 from __future__ import annotations
 
+import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import onnx
 import onnx.helper
@@ -22,6 +27,7 @@ from models import light
 REPETITIONS = 5
 CHAIN_LENGTHS = (1_000, 2_000, 5_000, 10_000, 20_000)
 CHAIN = ("Mul", "Add", "Sub")
+LARGE_LAYERS, LARGE_WIDTH = 34, 4096
 
 
 def alternate(*actions: Callable[[], object]) -> list[list[float]]:
@@ -107,12 +113,67 @@ def per_node() -> Table:
     return table
 
 
+def save_large(folder: Path) -> Path:
+    """A model with weights of more than 2 GB in a file of their own, which is sparse: all zeros."""
+    size = LARGE_WIDTH * LARGE_WIDTH * 4
+    nodes, weights = [], []
+    for i in range(LARGE_LAYERS):
+        nodes.append(onnx.helper.make_node("MatMul", [f"h{i}", f"w{i}"], [f"m{i}"]))
+        nodes.append(onnx.helper.make_node("Relu", [f"m{i}"], [f"h{i + 1}"]))
+        weight = onnx.TensorProto(name=f"w{i}", data_type=onnx.TensorProto.FLOAT, dims=[LARGE_WIDTH] * 2)
+        weight.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", "large.data"), ("offset", i * size), ("length", size)):
+            weight.external_data.add(key=key, value=str(value))
+        weights.append(weight)
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", LARGE_WIDTH])
+        for name in ("h0", f"h{LARGE_LAYERS}")
+    ]
+    graph = onnx.helper.make_graph(nodes, "large", ends[:1], ends[1:], weights)
+    opset = onnx.helper.make_opsetid("", 20)
+    path = folder / "large.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), path)
+    with (folder / "large.data").open("wb") as data:
+        data.truncate(LARGE_LAYERS * size)
+    return path
+
+
+def of_large() -> Table:
+    """A file of more than 2 GB to a file, in a process of its own."""
+    table = Table("model", title="Transforming a large model: a file to a file, gradients of all weights")
+    for column in ("seconds", "memory of the process before", "at most"):
+        table.add_column(column, justify="right")
+    with tempfile.TemporaryDirectory() as folder:
+        path = save_large(Path(folder))
+        command = [sys.executable, "-m", "benchmarks.transforming", str(path)]
+        figures = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        gigabytes = (path.parent / "large.data").stat().st_size / 1e9
+    table.add_row(f"{gigabytes:.2f} GB", figures[0], f"{figures[1]} MB", f"{figures[2]} MB")
+    return table
+
+
+def transform_file(path: Path) -> None:
+    """Print the seconds that a file takes, and the memory of this process in MB before and at most."""
+    before = _peak_megabytes()
+    started = time.perf_counter()
+    onnx_grad.vjp(path, "parameters", save_as=path.with_name("gradient.onnx"))
+    print(f"{time.perf_counter() - started:.2f} {before:.0f} {_peak_megabytes():.0f}")
+
+
+def _peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print all tables."""
     console = Console(width=110)
     console.print(per_node())
+    console.print(of_large())
     console.print(against_loading())
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        transform_file(Path(sys.argv[1]))
+    else:
+        main()

@@ -19,7 +19,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_grad import known
-from onnx_grad.wiring import Edge, wiring
+from onnx_grad.wiring import Edge, bodies, wiring
 
 Array = npt.NDArray[Any]
 Operand = ir.Value | Array | bool | int | float | Sequence[int] | None
@@ -100,7 +100,7 @@ class Builder:
         repeats: Whether the nodes are of a body that runs more than once.
         edges: How values enter and leave the forward bodies that the nodes differentiate.
         pushes: Whether tangents are pushed forward through the graph rather than cotangents pulled back.
-        origin: The builder that this one was made of by `apart`, or itself: of the same graph.
+        remembered: What was found out about the graph, by the type of what holds it.
     """
 
     def __init__(self, opset: int, taken_names: set[str], pushes: bool = False) -> None:
@@ -111,7 +111,7 @@ class Builder:
         self.repeats = False
         self.edges: list[Edge] = []
         self.pushes = pushes
-        self.origin = self
+        self.remembered: dict[type[Any], Any] = {}
         self._metadata: dict[str, str] = {}
         self._unlabelled: set[ir.Node] = set()
         self._taken = taken_names
@@ -216,7 +216,7 @@ class Builder:
         while inputs and inputs[-1] is None:
             inputs = inputs[:-1]
         given = {name: value for name, value in attributes.items() if value is not None}
-        key = (op_type, domain, outputs, inputs, *((k, _hashable(v)) for k, v in given.items()))
+        key = op_type, domain, outputs, inputs, *[(k, _hashable(v)) for k, v in given.items()]
         made = self._built.get(key) if shared else None
         if made is None:
             made = self._build(op_type, domain, signature, inputs, given, outputs or 1)
@@ -245,7 +245,7 @@ class Builder:
 
     def constant(self, content: Any, dtype: ir.DataType) -> ir.Value:
         """The constant tensor `content` of type `dtype`; equal constants are one initializer."""
-        array = np.ascontiguousarray(content, dtype=dtype.numpy()).reshape(np.shape(content))
+        array = np.array(content, dtype=dtype.numpy(), order="C")
         key = dtype, array.shape, array.tobytes()
         value = self._constants.get(key)
         if value is None:
@@ -326,8 +326,12 @@ class Builder:
 
     def _inputs(self, signature: _Signature, operands: Sequence[Operand]) -> tuple[ir.Value | None, ...]:
         return tuple(
-            operand if operand is None or _is_value(operand) else self._promote(index, signature, operands)
-            for index, operand in enumerate(operands)
+            [
+                operand
+                if operand is None or _is_value(operand)
+                else self._promote(index, signature, operands)
+                for index, operand in enumerate(operands)
+            ]
         )
 
     def _promote(self, index: int, signature: _Signature, operands: Sequence[Operand]) -> ir.Value:
@@ -365,24 +369,25 @@ class Builder:
             name=name,
             metadata_props=self._metadata.copy(),
         )
-        for index, output in enumerate(node.outputs):
+        results: tuple[ir.Value, ...] = node.outputs  # type: ignore[assignment]
+        for index, output in enumerate(results):
             output.name = name if index == 0 else self.unique_name(name)
             dtype = _output_dtype(op_type, signature, index, inputs, attributes)
             if dtype is not None:
                 output.type = ir.TensorType(dtype)
         self.nodes.append(node)
         self._unlabelled.add(node)
-        return node.outputs  # type: ignore[return-value]
+        return results
 
 
 def taken_names(graph: ir.Graph) -> set[str]:
     """Every name of a value or node in the model, subgraphs included."""
     taken = {value.name for value in (*graph.inputs, *graph.initializers.values())}
-    for subgraph in graph.subgraphs():
-        taken.update(v.name for v in (*subgraph.inputs, *subgraph.initializers.values()))
     for node in graph.all_nodes():
         taken.add(node.name)
-        taken.update(value.name for value in node.outputs)
+        taken.update([value.name for value in node.outputs])
+        for body in bodies(node):
+            taken.update(value.name for value in (*body.inputs, *body.initializers.values()))
     return {name for name in taken if name}
 
 
@@ -392,7 +397,7 @@ _LITERALS = (bool, int, float, list, tuple, range, np.ndarray, np.generic)
 
 
 def _is_value(operand: Operand) -> TypeGuard[ir.Value]:
-    return operand is not None and not isinstance(operand, _LITERALS)
+    return type(operand) is ir.Value or (operand is not None and not isinstance(operand, _LITERALS))
 
 
 def _attribute(name: str, value: Any) -> ir.Attr:
@@ -410,10 +415,10 @@ def _attribute(name: str, value: Any) -> ir.Attr:
 
 def _hashable(attribute: Any) -> Any:
     """What tells two attributes apart; a tensor is kept by its node, so that its identity stays its own."""
-    if isinstance(attribute, (list, tuple)):
-        return tuple(map(_hashable, attribute))
     if isinstance(attribute, (int, float, str)):
         return type(attribute), attribute
+    if isinstance(attribute, (list, tuple)):
+        return tuple(map(_hashable, attribute))
     return id(attribute)
 
 

@@ -114,7 +114,12 @@ def constant(value: ir.Value | None) -> npt.NDArray[np.generic] | None:
     producer = value.producer()
     if producer is None or producer.op_type != "Constant" or producer.domain != "":
         return None
-    tensor = ir.convenience.get_const_tensor(value)
+    attribute = producer.attributes.get("value")
+    if attribute is not None and attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+        # Onnx_ir would make sure at some length that this is a tensor, and rename it.
+        tensor: ir.TensorProtocol | None = attribute.value
+    else:
+        tensor = ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
 
 
@@ -126,7 +131,7 @@ def constant_integers(value: ir.Value | None) -> tuple[int, ...] | None:
 
 def captured_values(node: ir.Node, own: Set[ir.Value] = frozenset()) -> Iterator[ir.Value]:
     """The values that the subgraphs of `node` read from outside, without those in `own`."""
-    for attribute in node.attributes.values():
+    for attribute in node.attributes.data.values():
         if attribute.type == ir.AttributeType.GRAPH:
             yield from _outer_values(attribute.as_graph(), own)
         elif attribute.type == ir.AttributeType.GRAPHS:

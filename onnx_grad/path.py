@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -55,7 +56,7 @@ class Step:
         """The node, for errors."""
         return f"gradient of {self.node.op_type} node '{node_label(self.node)}'"
 
-    @property
+    @functools.cached_property
     def is_quantized(self) -> bool:
         """Whether integers that stand for real numbers come in or go out."""
         operands = (self.node.inputs[index] for index in self.wanted)
@@ -169,7 +170,6 @@ class Path:
         if wires is not None:
             self._spread_through_bodies(wires)
             return True
-        rounded = any(map(known.may_be_rounded, inputs.values()))
         self._dependent.update(
             output
             for index, output in enumerate(node.outputs)
@@ -177,7 +177,11 @@ class Path:
                 known.may_be_float(output)
                 or known.is_narrow_float(output)
                 or (entry.rounds and known.may_be_rounded(output))
-                or (rounded and known.may_be_rounded(output) and gives_floats(node, index))
+                or (
+                    known.may_be_rounded(output)
+                    and gives_floats(node, index)
+                    and any(map(known.may_be_rounded, inputs.values()))
+                )
             )
             and output not in self._stop
         )

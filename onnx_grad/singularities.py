@@ -7,7 +7,6 @@ that treat elements separately, move them or sum them. A walk ends at operators 
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -15,7 +14,7 @@ import onnx_ir as ir
 
 from onnx_grad import known, signs
 from onnx_grad.builder import Builder
-from onnx_grad.wiring import Edge
+from onnx_grad.wiring import Edge, bodies
 
 # A derivative is infinite at the edge of the domain, or next to it.
 _SINGULAR = frozenset("Sqrt Log Reciprocal Pow Div Mod Asin Acos Acosh Atanh ReduceLogSum".split())
@@ -153,8 +152,9 @@ class _Neighbourhood:
             value = pending.pop()
             remembered = self._memory.get((question, value))
             if remembered is None:
-                found = any(map(target, nodes(value)))
-                reached = {v for n in nodes(value) if n.op_type not in _MIXING for v in further(n)}
+                neighbours = nodes(value)
+                found = any(map(target, neighbours))
+                reached = {v for n in neighbours if n.op_type not in _MIXING for v in further(n)}
                 reached.update(self._crossings[nodes].get(value, ()))
                 pending.extend(new := reached - seen)
                 seen |= new
@@ -164,14 +164,11 @@ class _Neighbourhood:
         return found
 
 
-_neighbourhoods: weakref.WeakKeyDictionary[Builder, _Neighbourhood] = weakref.WeakKeyDictionary()
-
-
 def _neighbourhood(op: Builder) -> _Neighbourhood:
     """What is remembered of the graph that `op` extends, which does not change while it does."""
-    around = _neighbourhoods.get(op.origin)
+    around: _Neighbourhood | None = op.remembered.get(_Neighbourhood)
     if around is None:
-        around = _neighbourhoods[op.origin] = _Neighbourhood(op.edges)
+        around = op.remembered[_Neighbourhood] = _Neighbourhood(op.edges)
     return around
 
 
@@ -225,8 +222,7 @@ def _is_foreign(node: ir.Node) -> bool:
     """Whether nothing is known of what `node` does with its operands."""
     if node.domain == "com.microsoft" and node.op_type in _FUSED:
         return False
-    graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return node.domain != "" or any(attribute.type in graphs for attribute in node.attributes.values())
+    return node.domain != "" or next(bodies(node), None) is not None
 
 
 def _is_mask(value: ir.Value | None) -> bool:

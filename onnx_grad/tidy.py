@@ -13,9 +13,9 @@ import onnx_ir as ir
 from onnx_grad import known
 from onnx_grad.builder import METADATA_PREFIX, Builder
 from onnx_grad.liveness import detach, live_nodes
-from onnx_grad.prepare import OLDEST_IR_VERSION
+from onnx_grad.prepare import Forward
 from onnx_grad.prepare.infer import infer
-from onnx_grad.prepare.weights import LightModel, lighten_ir
+from onnx_grad.prepare.weights import LightModel
 from onnx_grad.wiring import bodies
 
 
@@ -129,20 +129,19 @@ def _distinct_outputs(op: Builder, outputs: Sequence[Output]) -> list[ir.Value]:
     return list(given)
 
 
-def finish(model: ir.Model, metadata: Mapping[str, Mapping[str, Any]]) -> LightModel:
+def finish(forward: Forward, metadata: Mapping[str, Mapping[str, Any]]) -> LightModel:
     """Infer the shapes of what was added and annotate the model.
 
     Args:
-        model: The model with its backward nodes; its new values get their shapes and types.
+        forward: The model with its backward nodes.
         metadata: What to note in the model, by key.
 
     Returns:
         The finished model without its large weights.
     """
-    model.ir_version = max(model.ir_version, OLDEST_IR_VERSION)
     for key, mapping in metadata.items():
-        model.metadata_props[METADATA_PREFIX + key] = json.dumps(mapping)
-    light = lighten_ir(model)
+        forward.model.metadata_props[METADATA_PREFIX + key] = json.dumps(mapping)
+    light = forward.lightened()
     light.proto = infer(light.proto)
     return light
 

@@ -131,7 +131,7 @@ def body(node: ir.Node, name: str) -> ir.Graph:
 
 def bodies(node: ir.Node) -> Iterator[ir.Graph]:
     """All graphs that the attributes of any node hold."""
-    for attribute in node.attributes.values():
+    for attribute in node.attributes.data.values():
         if attribute.type == ir.AttributeType.GRAPH:
             yield attribute.as_graph()
         elif attribute.type == ir.AttributeType.GRAPHS:

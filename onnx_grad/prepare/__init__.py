@@ -55,10 +55,14 @@ class Forward:
 
     def inferred(self) -> Forward:
         """The same after `model` was changed: shapes and types are inferred anew, in new objects."""
-        self.model.ir_version = max(self.model.ir_version, OLDEST_IR_VERSION)
-        light = lighten_ir(self.model)
+        light = self.lightened()
         light.base_dir = self.light.base_dir
         return _forward(light)
+
+    def lightened(self) -> LightModel:
+        """The light copy of `model` as it is now."""
+        self.model.ir_version = max(self.model.ir_version, OLDEST_IR_VERSION)
+        return lighten_ir(self.model, annotated=bool(self.light.proto.graph.quantization_annotation))
 
     def for_slices(self, axes: Mapping[str, int]) -> tuple[Forward, dict[str, ir.TensorProtocol]]:
         """The same for one slice of some initializers, which become inputs of the shape of a slice.

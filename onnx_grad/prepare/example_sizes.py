@@ -24,10 +24,12 @@ def fixed_sizes_forgotten(proto: onnx.ModelProto) -> Iterator[Shapes]:
     Those are outputs that no node reads, in a model whose inputs have sizes that vary.
     """
     outputs = [v for v in proto.graph.output if v.type.tensor_type.HasField("shape")]
-    if not outputs or not _symbols(proto):
+    if not outputs or next(_symbols(proto), None) is None:
         yield {}
         return
-    read = {name for node in all_nodes(proto.graph) for name in node.input}
+    read: set[str] = set()
+    for node in all_nodes(proto.graph):
+        read.update(node.input)
     outputs = [value for value in outputs if value.name not in read]
     declared = {}
     for value in outputs:
@@ -46,7 +48,7 @@ def fixed_sizes_forgotten(proto: onnx.ModelProto) -> Iterator[Shapes]:
 
 def restore_fixed_sizes(inferred: onnx.ModelProto, declared: Shapes) -> None:
     """Give outputs the sizes that were declared, save where inference found them to be those of inputs."""
-    symbols = _symbols(inferred) if declared else set()
+    symbols = set(_symbols(inferred)) if declared else set()
     for value in inferred.graph.output if declared else ():
         shape, found = declared.get(value.name), value.type.tensor_type.HasField("shape")
         own = value.type.tensor_type.shape
@@ -59,7 +61,7 @@ def restore_fixed_sizes(inferred: onnx.ModelProto, declared: Shapes) -> None:
                 dim.CopyFrom(fixed)
 
 
-def _symbols(proto: onnx.ModelProto) -> set[str]:
+def _symbols(proto: onnx.ModelProto) -> Iterator[str]:
     """The symbolic sizes of inputs."""
     dims = (dim for value in proto.graph.input for dim in value.type.tensor_type.shape.dim)
-    return {dim.dim_param for dim in dims if dim.dim_param}
+    return (dim.dim_param for dim in dims if dim.dim_param)

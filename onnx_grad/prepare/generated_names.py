@@ -20,10 +20,11 @@ def give_up_generated_names(light: LightModel) -> None:
         light: The model, which is changed in place.
     """
     constants = light.tensors.keys() - set(light.declared_inputs)
-    taken = {name for node in all_nodes(light.proto.graph) for name in (*node.input, *node.output)}
-    renamed = {name: _free(name, taken) for name in _GENERATED if name in constants}
-    if not renamed:
+    generated = [name for name in _GENERATED if name in constants]
+    if not generated:
         return
+    taken = {name for node in all_nodes(light.proto.graph) for name in (*node.input, *node.output)}
+    renamed = {name: _free(name, taken) for name in generated}
     light.tensors = {renamed.get(name, name): tensor for name, tensor in light.tensors.items()}
     graph = light.proto.graph
     for value in (*graph.initializer, *graph.value_info, *graph.input):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import onnx
@@ -22,10 +23,20 @@ def validate(proto: onnx.ModelProto) -> None:
         proto.graph.name = "graph"
     _check_wiring(proto.graph)
     name_nodes(proto.graph)
+    if not _passes_checker(proto):
+        try:
+            onnx.checker.check_model(_with_every_shape(proto))
+        except onnx.checker.ValidationError as error:
+            raise ModelError(f"the model is not valid ONNX: {str(error).strip()}") from error
+
+
+def _passes_checker(proto: onnx.ModelProto) -> bool:
+    """Whether it passes as it stands, as most models do."""
     try:
-        onnx.checker.check_model(_with_every_shape(proto))
-    except onnx.checker.ValidationError as error:
-        raise ModelError(f"the model is not valid ONNX: {str(error).strip()}") from error
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError:
+        return False
+    return True
 
 
 # The opset from which on the checker takes an operator that ONNX Runtime also runs before.
@@ -110,12 +121,11 @@ def _defines(node: onnx.NodeProto, defined: set[str]) -> bool:
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
     """The names a node reads, with those that its subgraphs capture from outside."""
     yield from node.input
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            own = {value.name for value in (*graph.input, *graph.initializer)}
-            for inner in graph.node:
-                yield from (name for name in _reads(inner) if name not in own)
-                own.update(inner.output)
+    for graph in _bodies(node):
+        own = {value.name for value in (*graph.input, *graph.initializer)}
+        for inner in graph.node:
+            yield from (name for name in _reads(inner) if name not in own)
+            own.update(inner.output)
 
 
 def _topological_order(needs: list[set[int]]) -> list[int]:
@@ -166,11 +176,30 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """The nodes of a graph, each followed by those of its bodies."""
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from all_nodes(attribute.g)
-            for body in attribute.graphs:
-                yield from all_nodes(body)
+        for body in _bodies(node):
+            yield from all_nodes(body)
+
+
+def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    if not _may_hold_bodies(node.op_type, node.domain):
+        return []
+    return [
+        body
+        for attribute in node.attribute
+        for body in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs)
+    ]
+
+
+@functools.cache
+def _may_hold_bodies(op_type: str, domain: str) -> bool:
+    """Whether an operator may have graphs as attributes: it is quicker to ask this than to look at nodes."""
+    if not onnx.defs.has(op_type, domain):
+        return True
+    attributes = onnx.defs.get_schema(op_type, domain=domain).attributes.values()
+    return any(attribute.type in _GRAPHS for attribute in attributes)
+
+
+_GRAPHS = (onnx.defs.OpSchema.AttrType.GRAPH, onnx.defs.OpSchema.AttrType.GRAPHS)
 
 
 def operators(graph: onnx.GraphProto) -> set[tuple[str, str]]:

@@ -15,6 +15,8 @@ import onnx
 import onnx_ir as ir
 
 from onnx_grad.errors import ModelError
+from onnx_grad.prepare.serialization import without_initializers
+from onnx_grad.prepare.validate import all_nodes
 
 # Shapes, indices and axes are smaller than this, and inference needs their content.
 LARGEST_INLINE_BYTES = 1024
@@ -96,8 +98,13 @@ def lighten(proto: onnx.ModelProto, base_dir: str = "") -> LightModel:
     return result
 
 
-def lighten_ir(model: ir.Model) -> LightModel:
-    """The light copy of an `ir.Model`, whose tensors are referenced as they are."""
+def lighten_ir(model: ir.Model, annotated: bool = True) -> LightModel:
+    """The light copy of an `ir.Model`, whose tensors are referenced as they are.
+
+    Args:
+        model: The model.
+        annotated: Whether a value of its main graph may have a quantization annotation.
+    """
     graph = model.graph
     tensors = {}
     for name, value in graph.initializers.items():
@@ -109,14 +116,7 @@ def lighten_ir(model: ir.Model) -> LightModel:
         if isinstance(value.const_value, ir.ExternalTensor):
             _check_external(value.const_value)
     declared = tuple(value.name or "" for value in graph.inputs)
-    values = list(graph.initializers.values())
-    graph.initializers.clear()
-    try:
-        proto = ir.to_proto(model)
-    finally:
-        for value in values:
-            graph.initializers.add(value)
-    result = LightModel(proto, tensors, "", declared)
+    result = LightModel(without_initializers(model, annotated), tensors, "", declared)
     _add_initializers(result)
     return result
 
@@ -130,9 +130,9 @@ def heavy(light: LightModel) -> onnx.ModelProto:
     proto.graph.input.extend(inputs)
     del proto.graph.initializer[:]
     for name, tensor in light.tensors.items():
-        serialized = ir.serde.serialize_tensor(tensor)
+        serialized = proto.graph.initializer.add()
+        ir.serde.serialize_tensor_into(serialized, tensor)
         serialized.name = name
-        proto.graph.initializer.append(serialized)
     return proto
 
 
@@ -141,7 +141,7 @@ def _add_initializers(light: LightModel) -> None:
     graph = light.proto.graph
     for name, tensor in light.tensors.items():
         if tensor.nbytes <= LARGEST_INLINE_BYTES and _is_readable(tensor):
-            graph.initializer.append(_inline(name, tensor))
+            _inline(graph.initializer.add(), name, tensor)
         elif name not in declared:
             shape = [d if isinstance(d, int) else d.value for d in tensor.shape]
             graph.input.append(onnx.helper.make_tensor_value_info(name, int(tensor.dtype), shape))
@@ -152,12 +152,12 @@ def _is_readable(tensor: ir.TensorProtocol) -> bool:
     return not isinstance(tensor, ir.ExternalTensor) or bool(tensor.base_dir)
 
 
-def _inline(name: str, tensor: ir.TensorProtocol) -> onnx.TensorProto:
-    proto = ir.serde.serialize_tensor(tensor)
+def _inline(proto: onnx.TensorProto, name: str, tensor: ir.TensorProtocol) -> None:
+    ir.serde.serialize_tensor_into(proto, tensor)
     if proto.data_location == onnx.TensorProto.EXTERNAL:
-        proto = ir.serde.serialize_tensor(ir.Tensor(tensor.numpy(), dtype=tensor.dtype))
+        proto.Clear()
+        ir.serde.serialize_tensor_into(proto, ir.Tensor(tensor.numpy(), dtype=tensor.dtype))
     proto.name = name
-    return proto
 
 
 def _referenced(tensor: onnx.TensorProto, base_dir: str) -> ir.TensorProtocol:
@@ -210,11 +210,9 @@ def _check_external(tensor: ir.ExternalTensor) -> None:
 
 def make_constants_dense(graph: onnx.GraphProto) -> None:
     """Let the nodes `Constant` of `graph` and of its subgraphs hold dense tensors."""
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                make_constants_dense(inner)
-            if node.op_type == "Constant" and attribute.name == "sparse_value":
+    for node in all_nodes(graph):
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "sparse_value":
                 dense = _dense(attribute.sparse_tensor)
                 attribute.CopyFrom(onnx.helper.make_attribute("value", dense))
 

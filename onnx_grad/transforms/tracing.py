@@ -52,7 +52,7 @@ def deliver(
         metadata: What to note in the model, by key.
         save_as: Where to write it as well.
     """
-    light = tidy.finish(forward.model, metadata)
+    light = tidy.finish(forward, metadata)
     if isinstance(given, ir.Model) or save_as is not None:
         tidy.annotate(forward.model, light.proto)
     if save_as is not None:

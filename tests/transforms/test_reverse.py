@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import gc
 import json
 import warnings
 
@@ -372,3 +373,23 @@ class TestQuantised:
         model = parse("g (float[2] x) => (float[2] y) { i = Cast<to=7>(x) f = Cast<to=1>(i) y = Mul(x, f) }")
         values = run(onnx_grad.vjp(model), {"x": [2.5, 3.5], "y_grad": [1, 1]})
         np.testing.assert_array_equal(values["x_grad"], [2, 3])
+
+
+def test_the_graph_is_let_go_of_at_once() -> None:
+    """Walks that look for singularities remember values of the graph."""
+    model = parse("g (float[N] x) => (float[N] y) { r = Relu (x) y = Sqrt (r) }")
+    gc.collect()
+    before = sum(type(thing) is ir.Node for thing in gc.get_objects())
+    onnx_grad.vjp(model)
+    gc.collect()
+    assert sum(type(thing) is ir.Node for thing in gc.get_objects()) == before
+
+
+def test_forward_nodes_stay_as_they_are() -> None:
+    model = parse(
+        "g (float[N] x) => (float[N] y) { [c] c = Constant <value = float two {2}> () [p] y = Pow (x, c) }"
+    )
+    for node in model.graph.node:
+        node.ClearField("domain")
+    gradient = onnx_grad.vjp(model)
+    assert [node for node in gradient.graph.node if node.name in ("c", "p")] == list(model.graph.node)

@@ -223,7 +223,10 @@ _ADVICE = "export the model with that known, or cut the flow with stop=[…]"
 
 def holds_tensors(value: ir.Value | None) -> bool:
     """Whether `value` is a sequence or an optional."""
-    return value is not None and isinstance(value.type, (ir.SequenceType, ir.OptionalType))
+    # A tensor is told at once; that something is not an instance of a class of onnx_ir takes microseconds.
+    if value is None or isinstance(value.type, ir.TensorType):
+        return False
+    return isinstance(value.type, (ir.SequenceType, ir.OptionalType))
 
 
 def kind_of(value: ir.Value) -> str:
