@@ -9,6 +9,7 @@ import gc
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import sides
@@ -18,7 +19,7 @@ _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 
 # Freed memory goes back at once, so that what is resident is what is in use.
-_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
 
 SIDES = {"forward": sides.forward, "onnx_grad": sides.ours, "PyTorch": sides.torch, "onnx-ad": sides.onnx_ad}
 
@@ -28,7 +29,7 @@ def peak_megabytes(network: str, wrt: str, side: str) -> float | None:
     if side not in SIDES or not _RESET.exists():
         return None
     command = [sys.executable, "-m", "benchmarks.memory", network, wrt, side]
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **_ENVIRONMENT})
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT})
     return float(result.stdout) if result.returncode == 0 else None
 
 
@@ -39,11 +40,16 @@ def main() -> None:
     side = SIDES[side_name](sides.Task(network, wrt, threads=1, arena=False))
     side.step()
     side.clear()
+    print(megabytes_of(side.step))
+
+
+def megabytes_of(step: Callable[[], object]) -> float:
+    """The most that `step` takes of memory at once, above what is resident before it."""
     gc.collect()
     before = _kilobytes("VmRSS")
     _RESET.write_text("5")
-    side.step()
-    print((_kilobytes("VmHWM") - before) / 1024)
+    step()
+    return (_kilobytes("VmHWM") - before) / 1024
 
 
 def _kilobytes(field: str) -> int:

@@ -57,6 +57,13 @@ def mlp(f: Layers, x: Any) -> Any:
     return f.linear(x, 1024, 10)
 
 
+def deep_mlp(f: Layers, x: Any) -> Any:
+    """32 layers of width 256."""
+    for _ in range(31):
+        x = f.relu(f.linear(x, 256, 256))
+    return f.linear(x, 256, 256)
+
+
 def small_cnn(f: Layers, x: Any) -> Any:
     """Three convolutions, two of them pooled, and two linear layers."""
     x = f.max_pool(f.relu(f.conv(x, 3, 32, 3)), 2, 2)
@@ -119,4 +126,7 @@ NETWORKS = (
     Network("encoder", "encoder, 4 layers, 8×128×256", (8, 128, 256), encoder),
     Network("depthwise", "depthwise stack, 8×32×56×56", (8, 32, 56, 56), depthwise_stack),
 )
-EXTRA = (Network("convstack", "four 3×3 convolutions, 8×32×32×32", (8, 32, 32, 32), conv_stack),)
+EXTRA = (
+    Network("convstack", "four 3×3 convolutions, 8×32×32×32", (8, 32, 32, 32), conv_stack),
+    Network("deepmlp", "MLP of 32 layers, 1024×256", (1024, 256), deep_mlp),
+)

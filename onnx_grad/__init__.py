@@ -20,6 +20,7 @@ from onnx_grad.errors import (
 )
 from onnx_grad.inspection import InspectionReport, inspect
 from onnx_grad.layers import training_mode
+from onnx_grad.memory import PeakMemory, peak_memory
 from onnx_grad.registry import define_function, gradient
 from onnx_grad.runtime import GradientFunction
 from onnx_grad.transforms import grad, hessian, hvp, jacobian, jvp, lower, vjp, vmap
@@ -39,6 +40,7 @@ __all__ = [
     "NotDifferentiableError",
     "OnnxGradError",
     "OutputError",
+    "PeakMemory",
     "RuleError",
     "RuntimeUnavailableError",
     "UnknownNameError",
@@ -53,6 +55,7 @@ __all__ = [
     "jacobian",
     "jvp",
     "lower",
+    "peak_memory",
     "training_mode",
     "vjp",
     "vmap",

@@ -20,6 +20,7 @@ from onnx_grad.builder import METADATA_PREFIX
 from onnx_grad.errors import InputError, ModelError
 from onnx_grad.prepare.load import Model, load
 from onnx_grad.prepare.validate import validate
+from onnx_grad.recomputation import Recompute
 from onnx_grad.registry import Quantization
 from onnx_grad.selection import Names
 from onnx_grad.sessions import Provider, create_session, onnxruntime, runtime_errors, runtime_message
@@ -47,6 +48,9 @@ _TRANSFORMS: Mapping[str, Callable[..., ir.Model]] = {
     "jacobian": jacobian,
     "hessian": hessian,
 }
+
+# Those that take `recompute`.
+_RECOMPUTING = ("vjp", "grad")
 
 # What transforms note in a model: which inputs are directions, and which outputs are derivatives.
 _DIRECTIONS = ("cotangents", "tangents")
@@ -104,6 +108,8 @@ class GradientFunction:
         transform: The transform, by its name: `"vjp"`, `"grad"`, `"jvp"`, `"hvp"`, `"jacobian"`, `"hessian"`.
         stop: Tensors that count as constants.
         quantization: What is done where numbers are rounded, as for `onnx_grad.vjp`.
+        recompute: What is computed again rather than kept, as for `onnx_grad.vjp`; for it and `grad` only.
+        sizes: For `recompute`, what the symbols in the shapes of the inputs stand for.
         providers: ONNX Runtime's ordered list of execution providers, passed on as it is; `None` is the CPU.
         provider_options: One mapping for each provider, passed on as it is.
         session_options: An `onnxruntime.SessionOptions`, passed on as it is.
@@ -125,6 +131,8 @@ class GradientFunction:
         transform: Transform = "vjp",
         stop: Names = (),
         quantization: Quantization | None = None,
+        recompute: Recompute | None = None,
+        sizes: Mapping[str, int] | None = None,
         providers: Sequence[Provider] | None = None,
         provider_options: Sequence[Mapping[str, Any]] | None = None,
         session_options: Any = None,
@@ -135,8 +143,15 @@ class GradientFunction:
                 f"there is no transform '{transform}'; there is: {quoted(get_args(Transform))}; others give "
                 "models that GradientFunction.from_gradient_model runs"
             )
+        recomputation: dict[str, Any] = {}
+        if recompute is not None or sizes is not None:
+            if transform not in _RECOMPUTING:
+                raise InputError(
+                    f"recompute: '{transform}' does not take it; these transforms do: {quoted(_RECOMPUTING)}"
+                )
+            recomputation = {"recompute": recompute, "sizes": sizes}
         gradient_model = _TRANSFORMS[transform](
-            read_model(model), wrt, of, stop=stop, quantization=quantization
+            read_model(model), wrt, of, stop=stop, quantization=quantization, **recomputation
         )
         self._as_proto = not isinstance(model, ir.Model)
         self._compile(

@@ -146,6 +146,12 @@ def finish(forward: Forward, metadata: Mapping[str, Mapping[str, Any]]) -> Light
     return light
 
 
+def settle(model: ir.Model) -> None:
+    """Infer the shapes and types of what was added so far, for whoever goes on with `model`."""
+    model.ir_version = max(model.ir_version, OLDEST_IR_VERSION)
+    annotate(model, infer(lighten_ir(model).proto))
+
+
 def annotate(model: ir.Model, proto: onnx.ModelProto) -> None:
     """Copy the shapes and types of `proto`, which was made from `model`, to the values that have none."""
     _annotate(model.graph, proto.graph)

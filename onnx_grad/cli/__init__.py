@@ -8,7 +8,7 @@ from onnx_grad.cli.application import app
 
 # --help lists the commands in the order in which these register them.
 # isort: off
-from onnx_grad.cli import transforming, batching, lowering, checking, running, training  # noqa: F401
+from onnx_grad.cli import transforming, batching, lowering, checking, running, memory, training  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main"]

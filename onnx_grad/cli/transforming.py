@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,15 @@ import onnx_grad
 from onnx_grad.builder import METADATA_PREFIX
 from onnx_grad.cli.application import app
 from onnx_grad.cli.files import check_other_file, is_noted, noted
+from onnx_grad.cli.memory import (
+    Recomputed,
+    Sizes,
+    as_json_object,
+    compared,
+    print_comparison,
+    recompute_of,
+    sizes_of,
+)
 from onnx_grad.cli.options import Json, ModelFile, Of, OutFile, Quantize, Stop, Wrt, names
 from onnx_grad.cli.printing import errors, print_json, print_rows, stderr
 from onnx_grad.errors import InputError
@@ -29,10 +39,14 @@ def vjp(
     of: Of = None,
     stop: Stop = None,
     quantization: Quantize = None,
+    recompute: Recomputed = None,
+    size: Sizes = None,
     as_json: Json = False,
 ) -> None:
     """Write the model with its gradients: cotangent inputs <y>_grad in, gradient outputs <x>_grad out."""
-    _transform(onnx_grad.vjp, model, out, wrt, of, stop, quantization, as_json)
+    with errors(as_json):
+        recomputation = {"recompute": recompute_of(recompute), "sizes": sizes_of(size)}
+    _transform(onnx_grad.vjp, model, out, wrt, of, stop, quantization, as_json, **recomputation)
 
 
 @app.command()
@@ -43,10 +57,14 @@ def grad(
     of: Of = None,
     stop: Stop = None,
     quantization: Quantize = None,
+    recompute: Recomputed = None,
+    size: Sizes = None,
     as_json: Json = False,
 ) -> None:
     """Write the model with the gradients of one scalar output: no cotangent input is needed."""
-    _transform(onnx_grad.grad, model, out, wrt, of, stop, quantization, as_json)
+    with errors(as_json):
+        recomputation = {"recompute": recompute_of(recompute), "sizes": sizes_of(size)}
+    _transform(onnx_grad.grad, model, out, wrt, of, stop, quantization, as_json, **recomputation)
 
 
 @app.command()
@@ -168,22 +186,18 @@ def _transform(
     with errors(as_json):
         check_other_file(model, out)
         started = time.perf_counter()
+        plain = partial(transform, model, names(wrt), names(of), stop=stop or (), quantization=quantization)
         with stderr.status("differentiating …"):
-            result = transform(
-                model,
-                names(wrt),
-                names(of),
-                stop=stop or (),
-                quantization=quantization,
-                save_as=out,
-                **options,
-            )
+            result = plain(save_as=out, **options)
         seconds = time.perf_counter() - started
         summary = _summary(result, out, seconds)
+        recomputes = options.get("recompute") is not None
+        peaks = compared(plain, result, options["sizes"]) if recomputes else {}
         if as_json:
-            print_json(summary)
+            print_json({**summary, "peak_memory": as_json_object(peaks)} if recomputes else summary)
         else:
             _print_summary(summary)
+            print_comparison(peaks)
 
 
 # What transforms note in a model, what that is called, and whether it is an input or an output.

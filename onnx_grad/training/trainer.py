@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnx_grad.errors import CheckpointError, DivergedError, InputError
 from onnx_grad.prepare import Model
+from onnx_grad.recomputation import Recompute
 from onnx_grad.registry import Quantization
 from onnx_grad.runtime import read_model
 from onnx_grad.saving import check_target
@@ -80,6 +81,8 @@ class Trainer:
         precision: `"float16"` or `"bfloat16"` for products, where the provider has such kernels; parameters
             stay float32, and losses are scaled in float16 (`onnx_grad.training.mixed_precision`).
         quantization: As for `onnx_grad.vjp`.
+        recompute: As for `onnx_grad.vjp`: less memory for larger batches.
+        sizes: As for `onnx_grad.vjp`.
         providers: As for `GradientFunction`; `None` is the CPU.
         provider_options: As for `GradientFunction`.
         session_options: As for `GradientFunction`.
@@ -110,6 +113,8 @@ class Trainer:
         lora: LoRA | None = None,
         precision: Precision | None = None,
         quantization: Quantization | None = None,
+        recompute: Recompute | None = None,
+        sizes: Mapping[str, int] | None = None,
         providers: Sequence[Provider] | None = None,
         provider_options: Sequence[Mapping[str, Any]] | None = None,
         session_options: Any = None,
@@ -142,6 +147,8 @@ class Trainer:
             scaled=self._is_scaled,
             precision=precision,
             quantization=quantization,
+            recompute=recompute,
+            sizes=sizes,
         )
         self._engine = Engine(
             training,

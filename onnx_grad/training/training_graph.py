@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import overload
 
@@ -13,6 +14,7 @@ from onnx_grad import known
 from onnx_grad.builder import METADATA_PREFIX, Builder
 from onnx_grad.errors import ModelError
 from onnx_grad.prepare import Model, prepare
+from onnx_grad.recomputation import Recompute
 from onnx_grad.recording import recording
 from onnx_grad.registry import Quantization
 from onnx_grad.saving import check_target, save
@@ -90,6 +92,8 @@ def training_model(
     gradient_norm: bool = False,
     accumulate: bool = False,
     quantization: Quantization | None = None,
+    recompute: Recompute | None = None,
+    sizes: Mapping[str, int] | None = None,
     save_as: PathLike | None = None,
 ) -> ir.Model: ...
 @overload
@@ -104,6 +108,8 @@ def training_model(
     gradient_norm: bool = False,
     accumulate: bool = False,
     quantization: Quantization | None = None,
+    recompute: Recompute | None = None,
+    sizes: Mapping[str, int] | None = None,
     save_as: PathLike | None = None,
 ) -> onnx.ModelProto: ...
 def training_model(
@@ -117,6 +123,8 @@ def training_model(
     gradient_norm: bool = False,
     accumulate: bool = False,
     quantization: Quantization | None = None,
+    recompute: Recompute | None = None,
+    sizes: Mapping[str, int] | None = None,
     save_as: PathLike | None = None,
 ) -> onnx.ModelProto | ir.Model:
     """Forward, loss and gradients in one graph: loss(θ) and ∂loss/∂θ for parameters θ that are inputs.
@@ -137,6 +145,8 @@ def training_model(
         gradient_norm: Whether to give out the norm of all gradients together, √Σ g².
         accumulate: Whether gradients are added to an input `<name>_grad_sum` of each parameter.
         quantization: As for `onnx_grad.vjp`.
+        recompute: As for `onnx_grad.vjp`.
+        sizes: As for `onnx_grad.vjp`.
         save_as: Where to write the result as well.
 
     Returns:
@@ -163,6 +173,8 @@ def training_model(
             gradient_norm=gradient_norm,
             accumulate=accumulate,
             quantization=quantization,
+            recompute=recompute,
+            sizes=sizes,
         )
     return delivered(result, model, save_as)
 
@@ -187,6 +199,8 @@ def training_graph(
     scaled: bool = False,
     precision: str | None = None,
     quantization: Quantization | None = None,
+    recompute: Recompute | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> ir.Model:
     """As `training_model`, always as an `ir.Model`.
 
@@ -203,7 +217,7 @@ def training_graph(
     statistics = [name for name in notes.statistics if name in graph.initializers]
     make_master_inputs(graph, names)
     make_inputs(graph, statistics)
-    result = grad(ready.model, names, of, quantization=quantization)
+    result = grad(ready.model, names, of, quantization=quantization, recompute=recompute, sizes=sizes)
     gradients: dict[str, str] = json.loads(result.metadata_props[METADATA_PREFIX + "gradients"])
     notes.parameters = {name: gradients[name] for name in names}
     notes.statistics = {name: notes.statistics[name] for name in statistics}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import overload
 
 import onnx
@@ -15,6 +15,7 @@ from onnx_grad.builder import Builder
 from onnx_grad.errors import NoPathWarning, NotDifferentiableError, callers_level
 from onnx_grad.path import Path
 from onnx_grad.prepare import Model, prepare
+from onnx_grad.recomputation import BackwardPass, Recomputation, Recompute
 from onnx_grad.registry import Quantization
 from onnx_grad.saving import check_target
 from onnx_grad.selection import Names, Selection
@@ -39,6 +40,8 @@ def vjp(
     *,
     stop: Names = (),
     quantization: Quantization | None = None,
+    recompute: Recompute | None = None,
+    sizes: Mapping[str, int] | None = None,
     save_as: PathLike | None = None,
 ) -> ir.Model: ...
 @overload
@@ -49,6 +52,8 @@ def vjp(
     *,
     stop: Names = (),
     quantization: Quantization | None = None,
+    recompute: Recompute | None = None,
+    sizes: Mapping[str, int] | None = None,
     save_as: PathLike | None = None,
 ) -> onnx.ModelProto: ...
 def vjp(
@@ -58,6 +63,8 @@ def vjp(
     *,
     stop: Names = (),
     quantization: Quantization | None = None,
+    recompute: Recompute | None = None,
+    sizes: Mapping[str, int] | None = None,
     save_as: PathLike | None = None,
 ) -> onnx.ModelProto | ir.Model:
     """The vector-Jacobian product: dx = Σ over y in `of` of (∂y/∂x)ᵀ · dy.
@@ -71,6 +78,10 @@ def vjp(
         quantization: What is done where numbers are rounded to integers or eight bits, which has no useful
             derivative: `None` refuses it, `"straight-through"` takes rounding for the identity and gives zero
             where a number is clipped to the range (see `onnx_grad.rules.quantization`).
+        recompute: What is not kept for the backward pass but computed again there: names of intermediate
+            tensors; `"sqrt"`, for about √n segments of n tensors, of which only the beginnings are kept; or
+            the bytes that all activations may take together, as `onnx_grad.peak_memory` estimates them.
+        sizes: For `recompute`, what the symbols in the shapes of the inputs stand for: `{"batch": 32}`.
         save_as: Where to write the result as well. Its external weights are shared with the original's.
 
     Returns:
@@ -85,12 +96,14 @@ def vjp(
         UnknownNameError: A name is not a tensor of the model.
         NotDifferentiableError: A named tensor is not of a float type.
         UnsupportedOpError: Operators on the way have no derivative here; all of them are named.
+        InputError: What `recompute` asks for cannot be done.
         OutputError: `save_as` cannot be written.
 
     Warns:
         NoPathWarning: No path leads from some `x` to `of`; its gradient is zeros.
     """
-    return _transform(model, wrt, of, stop, quantization, save_as, _cotangent_input)
+    recomputation = Recomputation.asked(recompute, sizes)
+    return _transform(model, wrt, of, stop, quantization, recomputation, save_as, _cotangent_input)
 
 
 @overload
@@ -101,6 +114,8 @@ def grad(
     *,
     stop: Names = (),
     quantization: Quantization | None = None,
+    recompute: Recompute | None = None,
+    sizes: Mapping[str, int] | None = None,
     save_as: PathLike | None = None,
 ) -> ir.Model: ...
 @overload
@@ -111,6 +126,8 @@ def grad(
     *,
     stop: Names = (),
     quantization: Quantization | None = None,
+    recompute: Recompute | None = None,
+    sizes: Mapping[str, int] | None = None,
     save_as: PathLike | None = None,
 ) -> onnx.ModelProto: ...
 def grad(
@@ -120,6 +137,8 @@ def grad(
     *,
     stop: Names = (),
     quantization: Quantization | None = None,
+    recompute: Recompute | None = None,
+    sizes: Mapping[str, int] | None = None,
     save_as: PathLike | None = None,
 ) -> onnx.ModelProto | ir.Model:
     """The gradient of a scalar: dx = ∂y/∂x for one `y` with a single element, of any rank.
@@ -131,6 +150,8 @@ def grad(
             one float output.
         stop: As for `vjp`.
         quantization: As for `vjp`.
+        recompute: As for `vjp`.
+        sizes: As for `vjp`.
         save_as: As for `vjp`.
 
     Returns:
@@ -141,7 +162,8 @@ def grad(
             the model runs, running the result fails instead.
         OnnxGradError: As for `vjp`.
     """
-    return _transform(model, wrt, of, stop, quantization, save_as, one)
+    recomputation = Recomputation.asked(recompute, sizes)
+    return _transform(model, wrt, of, stop, quantization, recomputation, save_as, one)
 
 
 def _transform(
@@ -150,13 +172,14 @@ def _transform(
     of: Names,
     stop: Names,
     quantization: Quantization | None,
+    recomputation: Recomputation | None,
     save_as: PathLike | None,
     seed: Seed,
 ) -> onnx.ModelProto | ir.Model:
     if save_as is not None:
         check_target(save_as)
     with garbage_collector_paused():
-        return _transformed(model, wrt, of, stop, quantization, save_as, seed)
+        return _transformed(model, wrt, of, stop, quantization, recomputation, save_as, seed)
 
 
 def _transformed(
@@ -165,6 +188,7 @@ def _transformed(
     of: Names,
     stop: Names,
     quantization: Quantization | None,
+    recomputation: Recomputation | None,
     save_as: PathLike | None,
     seed: Seed,
 ) -> onnx.ModelProto | ir.Model:
@@ -172,11 +196,17 @@ def _transformed(
     forward, selection, path = trace(forward, wrt, of, stop, quantization)
     if seed is one:
         check_scalar(selection)
-    metadata = differentiate(forward.model, selection, path, seed)
+    metadata = differentiate(forward.model, selection, path, seed, recomputation)
     return deliver(forward, model, metadata, save_as)
 
 
-def differentiate(model: ir.Model, selection: Selection, path: Path, seed: Seed) -> dict[str, dict[str, str]]:
+def differentiate(
+    model: ir.Model,
+    selection: Selection,
+    path: Path,
+    seed: Seed,
+    recomputation: Recomputation | None = None,
+) -> dict[str, dict[str, str]]:
     """Append the backward pass to `model`; returns the names of the new inputs and outputs."""
     graph = model.graph
     op = builder(graph)
@@ -186,6 +216,9 @@ def differentiate(model: ir.Model, selection: Selection, path: Path, seed: Seed)
     names = {x: op.unique_name(f"{x.name}_grad") for x in gradients}
     outputs = [tidy.Output(names[x], dx, like=x) for x, dx in gradients.items()]
     tidy.insert(graph, op, outputs)
+    if recomputation is not None:
+        tidy.settle(model)
+        recomputation.apply(model, BackwardPass(graph, op.nodes, selection.of, seeds.values()))
     return {
         "gradients": {str(x.name): name for x, name in names.items()},
         "cotangents": {str(y.name): str(dy.name) for y, dy in seeds.items() if dy.is_graph_input()},

@@ -89,6 +89,19 @@ class TestLearning:
         np.testing.assert_allclose(after["norm1.running_var"], norm.running_var.numpy(), rtol=1e-5)
         np.testing.assert_array_equal(after["conv1.weight"], start["conv1.weight"])
 
+    @pytest.mark.parametrize("model", [None, DROPOUT])
+    def test_recomputing_changes_nothing(self, model: str | None) -> None:
+        """The masks of `Dropout` included: they depend on the seed alone."""
+        given = classifier() if model is None else parse(model)
+        every = [name for node in given.graph.node for name in node.output]
+        batch = points() if model is None else {"x": np.ones((16, 4)), "labels": np.arange(16) % 3}
+        plain, lean = (trainer(given, **options) for options in ({}, {"recompute": every}))
+        for t in (plain, lean):
+            for _ in range(3):
+                t.step(batch)
+        for name, value in plain.weights().items():
+            np.testing.assert_allclose(lean.weights()[name], value, rtol=1e-5)
+
     def test_accumulated_batches_are_one_large_batch(self) -> None:
         batch = points(32)
         halves = [{name: array[rows] for name, array in batch.items()} for rows in (slice(16), slice(16, 32))]
