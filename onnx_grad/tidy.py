@@ -13,9 +13,9 @@ import onnx_ir as ir
 from onnx_grad import known
 from onnx_grad.builder import METADATA_PREFIX, Builder
 from onnx_grad.liveness import detach, live_nodes
-from onnx_grad.prepare import Forward
+from onnx_grad.prepare import OLDEST_IR_VERSION, Forward
 from onnx_grad.prepare.infer import infer
-from onnx_grad.prepare.weights import LightModel
+from onnx_grad.prepare.weights import LightModel, lighten_ir
 from onnx_grad.wiring import bodies
 
 
