@@ -164,7 +164,7 @@ class Path:
         """
         entry = self._entry(node)
         inputs = dict(self._dependent_inputs(node, entry))
-        if entry.state is State.ZERO or not (inputs or self._dependent_captures(node)):
+        if entry.is_flat(node) or not (inputs or self._dependent_captures(node)):
             return False
         wires = wiring(node) if entry.structural is not None else None
         if wires is not None:

@@ -129,6 +129,7 @@ class Entry:
             path, and its rule takes and gives float cotangents for them.
         quantization: What is done about rounding, where the row holds for that only.
         linearity: How the operator is linear, where that is declared.
+        flat: Tells of a node, for `State.RULE`, whose derivative is zero wherever it has one.
     """
 
     state: State
@@ -146,6 +147,11 @@ class Entry:
     rounds: bool = False
     quantization: Quantization | None = None
     linearity: Linearity | None = None
+    flat: Callable[[ir.Node], bool] | None = None
+
+    def is_flat(self, node: ir.Node) -> bool:
+        """Whether no derivative flows through `node`."""
+        return self.state is State.ZERO or (self.flat is not None and self.flat(node))
 
 
 _table: dict[OperatorId, Entry] = {}
@@ -169,6 +175,7 @@ def gradient(
     convention: str = "",
     quantization: Quantization | None = None,
     rounds: bool = False,
+    flat: Callable[[ir.Node], bool] | None = None,
 ) -> Callable[[Rule], Rule]:
     """Register the decorated function as the gradient rule of an operator.
 
@@ -189,6 +196,7 @@ def gradient(
         quantization: Register the rule for this choice of `vjp` only, beside what holds without it. Such a
             rule takes and gives cotangents of integers, which are float32.
         rounds: The integer outputs stand for real numbers, so that derivatives flow through them.
+        flat: Called with a node; whether its derivative is zero wherever it has one, so that none is taken.
 
     Returns:
         The decorator, which gives the function back unchanged.
@@ -205,6 +213,7 @@ def gradient(
             convention=convention,
             quantization=quantization,
             rounds=rounds,
+            flat=flat,
         )
         return rule
 

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnx_grad import known, signs
 from onnx_grad.builder import Builder
+from onnx_grad.step_function import is_unit_step
 from onnx_grad.wiring import Edge, bodies
 
 # A derivative is infinite at the edge of the domain, or next to it.
@@ -227,6 +228,8 @@ def _is_foreign(node: ir.Node) -> bool:
 
 def _is_mask(value: ir.Value | None) -> bool:
     node = value.producer() if value is not None else None
+    if node is not None and is_unit_step(node):
+        return True
     if node is None or node.op_type != "Cast" or node.inputs[0] is None:
         return False
     return node.inputs[0].dtype == ir.DataType.BOOL

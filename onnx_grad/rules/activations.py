@@ -12,6 +12,9 @@ from onnx_grad.broadcasting import undo_broadcast
 from onnx_grad.builder import Builder
 from onnx_grad.masking import as_number, keep_where
 from onnx_grad.registry import InputCotangent, gradient
+from onnx_grad.rules.blocked_layout import is_between_convolutions
+from onnx_grad.singularities import meets_singularity
+from onnx_grad.step_function import is_unit_step, unit_step
 
 # Defaults of attributes are written as the float32 numbers that they are, also in float64 models.
 
@@ -19,7 +22,10 @@ from onnx_grad.registry import InputCotangent, gradient
 @gradient("Relu", convention="Relu'(0) = 0")
 def relu(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     """y = max(x, 0): dx = dy where y ≠ 0."""
-    return keep_where(op, node, op.Cast(node.outputs[0], to=ir.DataType.BOOL), dy)
+    (y,) = node.outputs
+    if is_between_convolutions(op, node) and not meets_singularity(op, node):
+        return dy * unit_step(op, y)
+    return keep_where(op, node, op.Cast(y, to=ir.DataType.BOOL), dy)
 
 
 @gradient("ThresholdedRelu", convention="0 at the threshold")
@@ -59,7 +65,7 @@ def shrink(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     return keep_where(op, node, op.Greater(op.Abs(node.inputs[0]), lambd), dy)
 
 
-@gradient("HardSigmoid", convention="0 at both ends of the slope")
+@gradient("HardSigmoid", flat=is_unit_step, convention="0 at both ends of the slope")
 def hard_sigmoid(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     """y = max(0, min(1, α·x + β)): dx = α·dy where 0 < y < 1."""
     (y,) = node.outputs

@@ -37,21 +37,21 @@ class Filters:
     @property
     def are_constant(self) -> bool:
         """Whether ONNX Runtime knows the weights when a session is created, and can arrange them then."""
-        return _is_constant(self.w)
+        return is_constant(self.w)
 
 
 # What exporters write between a constant and where it is read.
 _FOLDED = frozenset("Constant ConstantOfShape Identity Transpose Reshape Squeeze Unsqueeze Cast".split())
 
 
-def _is_constant(value: ir.Value) -> bool:
+def is_constant(value: ir.Value) -> bool:
     """Whether `value` is an initializer, or computed from such by operators that are folded."""
     if value.const_value is not None:
         return not value.is_graph_input()
     producer = value.producer()
     if producer is None or producer.domain != "" or producer.op_type not in _FOLDED:
         return False
-    return all(operand is None or _is_constant(operand) for operand in producer.inputs)
+    return all(operand is None or is_constant(operand) for operand in producer.inputs)
 
 
 def padded_image(op: Builder, filters: Filters, image: ir.Value, response: ir.Value) -> ir.Value:
