@@ -202,25 +202,27 @@ def _emission(form: str, model: onnx.ModelProto, opset: int) -> Emission | None:
         form,
         node.op_type,
         opset,
-        frozenset(_added(transformed.graph, {})),
+        frozenset(node_types(transformed.graph, {}, added_only=True)),
         frozenset(i for i, name in enumerate(node.input) if name in inputs and name not in untouched),
         frozenset(i for i, name in enumerate(node.output) if name in outputs),
     )
 
 
-def _added(graph: onnx.GraphProto, outer_types: Mapping[str, int]) -> Iterator[tuple[str, str]]:
-    """The nodes that the transform added, those in bodies included."""
+def node_types(
+    graph: onnx.GraphProto, outer_types: Mapping[str, int], added_only: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Operator and element type of the nodes, those in bodies included; of all, or what a transform added."""
     types = dict(outer_types)
     types.update(
         (v.name, v.type.tensor_type.elem_type) for v in (*graph.input, *graph.value_info, *graph.output)
     )
     types.update((tensor.name, tensor.data_type) for tensor in graph.initializer)
     for node in graph.node:
-        if any(entry.key.startswith(METADATA_PREFIX) for entry in node.metadata_props):
+        if not added_only or any(entry.key.startswith(METADATA_PREFIX) for entry in node.metadata_props):
             yield node.op_type, _element_type([types[n] for n in (*node.output, *node.input) if n in types])
         for attribute in node.attribute:
             for body in (attribute.g, *attribute.graphs):
-                yield from _added(body, types)
+                yield from node_types(body, types, added_only)
 
 
 def _element_type(types: list[int]) -> str:

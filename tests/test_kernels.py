@@ -8,7 +8,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from tests.emission import emissions
+import onnx_grad
+from benchmarks.networks import NETWORKS, Network
+from benchmarks.sides import Task
+from tests.emission import emissions, node_types
 from tests.kernels import NEWEST_OPSET, TAKEN_FROM, Kernel, has_kernel, installed, kernels
 
 # Provider, operator, version of the operator, element type.
@@ -63,6 +66,18 @@ def test_forward_operators_that_are_said_to_have_no_kernel_have_none(key: Key) -
     assert [
         operator for operator, opset in missing()[key] if has_kernel(provider, operator, opset, "float")
     ] == []
+
+
+@pytest.mark.parametrize("wrt", ["weights", "input"])
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+def test_gradients_of_networks_stay_on_the_device(network: Network, wrt: str) -> None:
+    """Every node of the graphs that are measured has a CUDA kernel, also where activations are recomputed."""
+    task = Task(network, wrt, threads=1)
+    for recompute in (None, "sqrt"):
+        model = onnx_grad.vjp(task.model(), task.names(), recompute=recompute)
+        (opset,) = (entry.version for entry in model.opset_import if entry.domain == "")
+        nodes = set(node_types(model.graph, {}))
+        assert {node for node in nodes if not has_kernel("CUDA", node[0], opset, node[1])} == set()
 
 
 @pytest.mark.parametrize(
