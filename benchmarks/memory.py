@@ -46,13 +46,14 @@ def main() -> None:
 def megabytes_of(step: Callable[[], object]) -> float:
     """The most that `step` takes of memory at once, above what is resident before it."""
     gc.collect()
-    before = _kilobytes("VmRSS")
+    before = kilobytes("VmRSS")
     _RESET.write_text("5")
     step()
-    return (_kilobytes("VmHWM") - before) / 1024
+    return (kilobytes("VmHWM") - before) / 1024
 
 
-def _kilobytes(field: str) -> int:
+def kilobytes(field: str) -> int:
+    """A field of what the kernel says of this process, such as VmRSS, what is resident, or VmHWM, at most."""
     (line,) = [line for line in _STATUS.read_text().splitlines() if line.startswith(field)]
     return int(line.split()[1])
 

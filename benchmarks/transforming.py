@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import onnx_grad
+from benchmarks.memory import kilobytes
 from models import light
 
 REPETITIONS = 5
@@ -154,14 +154,11 @@ def of_large() -> Table:
 
 def transform_file(path: Path) -> None:
     """Print the seconds that a file takes, and the memory of this process in MB before and at most."""
-    before = _peak_megabytes()
+    before = kilobytes("VmRSS")
     started = time.perf_counter()
     onnx_grad.vjp(path, "parameters", save_as=path.with_name("gradient.onnx"))
-    print(f"{time.perf_counter() - started:.2f} {before:.0f} {_peak_megabytes():.0f}")
-
-
-def _peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    seconds = time.perf_counter() - started
+    print(f"{seconds:.2f} {before / 1024:.0f} {kilobytes('VmHWM') / 1024:.0f}")
 
 
 def main() -> None:
