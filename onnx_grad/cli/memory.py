@@ -40,9 +40,10 @@ Sizes = Annotated[
     ),
 ]
 
-_UNITS = {"": 1, "B": 1, **{f"{p}B": 10 ** (3 * i) for i, p in enumerate("kMG", 1)}}
+_UNITS = {"B": 1, **{f"{p}B": 10 ** (3 * i) for i, p in enumerate("kMG", 1)}}
 _UNITS |= {f"{p}iB": 2 ** (10 * i) for i, p in enumerate("KMG", 1)}
-_SIZE = re.compile(rf"(\d+(?:\.\d+)?) ?({'|'.join(filter(None, _UNITS))}|)")
+# Never without a unit: a mere number is what exporters call tensors.
+_SIZE = re.compile(rf"(\d+(?:\.\d+)?) ?({'|'.join(_UNITS)})")
 
 
 @app.command()

@@ -159,6 +159,12 @@ class TestCommands:
         assert self.command(*arguments, "--recompute", "h1", "--recompute", "h2").exit_code == 0
         assert set(recomputed(onnx.load(out)).values()) == {"h1", "h2"}
 
+    def test_a_mere_number_is_a_name(self, path: Path) -> None:
+        """As which exporters give them."""
+        result = self.command("vjp", path, path.with_name("out.onnx"), "--recompute", "64")
+        assert result.exit_code == 2
+        assert "'64'" in result.stderr
+
     def test_memory(self, path: Path) -> None:
         shown = json.loads(self.command("memory", path, "--size", "batch=64", "--json").stdout)
         assert shown["activations"] == peak(MODEL)
