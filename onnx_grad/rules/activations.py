@@ -13,6 +13,7 @@ from onnx_grad.builder import Builder
 from onnx_grad.masking import as_number, keep_where
 from onnx_grad.registry import InputCotangent, gradient
 from onnx_grad.rules.blocked_layout import is_between_convolutions
+from onnx_grad.rules.pooled_activation import is_masked_by_its_pool
 from onnx_grad.singularities import meets_singularity
 from onnx_grad.step_function import is_unit_step, unit_step
 
@@ -23,6 +24,8 @@ from onnx_grad.step_function import is_unit_step, unit_step
 def relu(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     """y = max(x, 0): dx = dy where y ≠ 0."""
     (y,) = node.outputs
+    if is_masked_by_its_pool(op, node):
+        return dy
     if is_between_convolutions(op, node) and not meets_singularity(op, node):
         return dy * unit_step(op, y)
     return keep_where(op, node, op.Cast(y, to=ir.DataType.BOOL), dy)

@@ -14,6 +14,7 @@ from onnx_grad.masking import as_number, keep_where
 from onnx_grad.registry import InputCotangent, gradient
 from onnx_grad.rules.accumulate import add_flat
 from onnx_grad.rules.lp_norms import lp_factors
+from onnx_grad.rules.pooled_activation import pools_a_relu
 from onnx_grad.rules.pooled_windows import is_same_and_dilated, pooled_windows, run_time_begin, shares
 from onnx_grad.rules.precision import widen
 from onnx_grad.rules.window_sums import spread
@@ -70,6 +71,8 @@ def max_pool(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     positions would make it some fifteen times slower, also where no gradient is wanted.
     """
     x, windows = known.operand(node, 0), pooled_windows(node)
+    if pools_a_relu(op, node):
+        dy = keep_where(op, node, op.Cast(node.outputs[0], to=ir.DataType.BOOL), dy)
     if _tile_the_image(windows) and x.dtype in _RESIZABLE:
         return _at_first_maximum(op, node, dy, given(windows.kernel), given(windows.count))
     if _may_miss_the_image(windows):

@@ -210,6 +210,7 @@ def differentiate(
     """Append the backward pass to `model`; returns the names of the new inputs and outputs."""
     graph = model.graph
     op = builder(graph)
+    op.asked_for = frozenset((*selection.of, *requested(selection, path)))
     seeds = {y: seed(op, graph, y) for y in selection.of}
     cotangents = pull_back(op, path, graph, seeds.items())
     gradients = {x: _gradient(op, cotangents, x) for x in requested(selection, path)}

@@ -1,0 +1,34 @@
+"""A Relu that only a MaxPool reads: its mask is applied behind the pooling, where there is less of it."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnx_grad.builder import Builder
+
+
+def pools_a_relu(op: Builder, pool: ir.Node) -> bool:
+    """Whether the MaxPool `pool` is the only reader of a Relu: then its rule applies the mask of that.
+
+    A maximum is positive where the element that it comes from is. So the cotangent of the maximum is masked
+    instead of that of the element, if nobody asks for what is between the two.
+    """
+    x = pool.inputs[0]
+    relu = None if x is None else x.producer()
+    if x is None or relu is None or op.pushes or op.asked_for is None or x in op.asked_for:
+        return False
+    return relu.op_type == "Relu" and relu.domain == "" and _only_reader(relu) is pool
+
+
+def is_masked_by_its_pool(op: Builder, relu: ir.Node) -> bool:
+    """Whether the cotangent of the result of `relu` comes from a MaxPool that has applied its mask."""
+    reader = _only_reader(relu)
+    if reader is None or reader.op_type != "MaxPool" or reader.domain != "":
+        return False
+    return pools_a_relu(op, reader)
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    """The one forward node that reads the result of `node`, in the same graph; `None` where it is not so."""
+    readers = [user for user in node.outputs[0].consumers() if user.graph is not None]
+    return readers[0] if len(readers) == 1 and readers[0].graph is node.graph else None
