@@ -101,7 +101,7 @@ class Builder:
         edges: How values enter and leave the forward bodies that the nodes differentiate.
         pushes: Whether tangents are pushed forward through the graph rather than cotangents pulled back.
         remembered: What was found out about the graph, by the type of what holds it.
-        asked_for: The values whose cotangents are given or asked for; `None` where that is not known.
+        asked_for: The values whose cotangents or tangents are given or asked for; `None` where not known.
     """
 
     def __init__(self, opset: int, taken_names: set[str], pushes: bool = False) -> None:

@@ -11,17 +11,18 @@ def pools_a_relu(op: Builder, pool: ir.Node) -> bool:
     """Whether the MaxPool `pool` is the only reader of a Relu: then its rule applies the mask of that.
 
     A maximum is positive where the element that it comes from is. So the cotangent of the maximum is masked
-    instead of that of the element, if nobody asks for what is between the two.
+    instead of that of the element, if nobody gives or asks for what is between the two. The same goes for
+    tangents, whose formula is this one transposed.
     """
     x = pool.inputs[0]
     relu = None if x is None else x.producer()
-    if x is None or relu is None or op.pushes or op.asked_for is None or x in op.asked_for:
+    if x is None or relu is None or op.asked_for is None or x in op.asked_for:
         return False
     return relu.op_type == "Relu" and relu.domain == "" and _only_reader(relu) is pool
 
 
 def is_masked_by_its_pool(op: Builder, relu: ir.Node) -> bool:
-    """Whether the cotangent of the result of `relu` comes from a MaxPool that has applied its mask."""
+    """Whether what is pulled back to `relu`, or pushed on from it, is masked by the rule of a MaxPool."""
     reader = _only_reader(relu)
     if reader is None or reader.op_type != "MaxPool" or reader.domain != "":
         return False

@@ -94,6 +94,7 @@ def push_forward(model: ir.Model, selection: Selection, path: Path) -> dict[str,
     graph = model.graph
     op = builder(graph, pushes=True)
     seeds = {x: new_input(op, graph, x, "tangent") for x in requested(selection, path)}
+    op.asked_for = frozenset((*selection.of, *seeds))
     push = Push(path)
     tangents = push.forward(op, graph, seeds.items())
     results = {y: _tangent(op, push, tangents, push.current(y)) for y in selection.of}

@@ -7,7 +7,7 @@ import pytest
 
 import onnx_grad
 from tests.graphs import parse, run
-from tests.oracle import SHAPE_KNOWLEDGE, check_tangents, with_shapes
+from tests.oracle import SHAPE_KNOWLEDGE, with_shapes
 
 TILED = "kernel_shape = [2, 2], strides = [2, 2]"
 OVERLAPPING = "kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]"
@@ -82,9 +82,28 @@ def test_a_pool_in_a_body() -> None:
     np.testing.assert_array_equal(run(onnx_grad.vjp(inside, wrt="x"), feeds)["x_grad"], expected)
 
 
-def test_tangents_are_dual() -> None:
-    model, x = parse(text(TILED)), point()
-    dy = np.random.default_rng(1).standard_normal((3, 2, 2, 2)).astype(np.float32)
-    inputs = {"x": x, "c": np.array(True)}
-    dx = run(onnx_grad.vjp(model, wrt="x"), {**inputs, "y_grad": dy})["x_grad"]
-    check_tangents(model, inputs, {"y": dy}, {"x": dx}, 1e-5, 1e-5)
+@pytest.mark.parametrize(
+    ("wrt", "of", "shared"),
+    [("x", "y", True), (["x", "r"], "y", False), ("x", ["y", "r"], False)],
+    ids=["alone", "given", "asked for"],
+)
+def test_tangents(wrt: str | list[str], of: str | list[str], shared: bool) -> None:
+    """Those of y are the same, whether what is between moves on its own or its tangent is asked for."""
+    generator, model = np.random.default_rng(1), parse(text(TILED))
+    dx, dy = generator.standard_normal((3, 2, 4, 4)), generator.standard_normal((3, 2, 2, 2))
+    inputs = {"x": point(), "c": np.array(True)}
+    pushed = onnx_grad.jvp(model, wrt=wrt, of=of)
+    (cast, *_) = [node for node in pushed.graph.node if node.op_type == "Cast"]
+    assert (cast.input[0] == "r") != shared
+    tangents = {"x_tangent": dx.astype(np.float32), "r_tangent": np.zeros_like(point())}
+    given = {name: tangents[name] for name in (i.name for i in pushed.graph.input) if name in tangents}
+    tangent = run(pushed, {**inputs, **given})["y_tangent"]
+    gradient = run(onnx_grad.vjp(model, wrt="x"), {**inputs, "y_grad": dy.astype(np.float32)})["x_grad"]
+    assert np.vdot(tangent, dy) == pytest.approx(np.vdot(dx, gradient), rel=1e-5)
+
+
+def test_what_is_between_moves_its_maximum_on_its_own() -> None:
+    model = onnx_grad.jvp(parse(text(TILED)), wrt=["x", "r"])
+    x, ones = np.full((1, 2, 4, 4), -1, np.float32), np.ones((1, 2, 4, 4), np.float32)
+    values = run(model, {"x": x, "c": np.array(True), "x_tangent": ones, "r_tangent": 3 * ones})
+    np.testing.assert_array_equal(values["y_tangent"], np.full((1, 2, 2, 2), 3))
