@@ -130,9 +130,12 @@ def table(network: Network) -> Table:
 
 
 def main() -> None:
-    """Print a table for each network; with arguments, measure one peak."""
+    """Print a table for each network; with a network, a choice and `reuse` or `free`, measure one peak."""
     networks = {network.name: network for network in (*NETWORKS, *EXTRA)}
-    if len(sys.argv) > 1:
+    if len(sys.argv) not in (1, 4):
+        print(__doc__)
+        return
+    if len(sys.argv) == 4:
         name, choice, reuse = sys.argv[1:]
         print(measure(networks[name], choice, reuse == "reuse"))
         return
