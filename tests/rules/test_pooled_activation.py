@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import onnx_grad
+from onnx_grad import registry
+from onnx_grad.builder import Builder
 from tests.graphs import parse, run
 from tests.oracle import SHAPE_KNOWLEDGE, with_shapes
 
@@ -67,6 +70,28 @@ def test_where_the_mask_is_shared(more: str, wrt: str | list[str], shared: bool)
     model = onnx_grad.vjp(parse(text(OVERLAPPING, more)), wrt=wrt, of="y")
     (cast, *_) = [node for node in model.graph.node if node.op_type == "Cast"]
     assert (cast.input[0] == "y") == shared
+
+
+@pytest.mark.parametrize("operator", ["Relu", "MaxPool"])
+def test_a_rule_of_a_users_own_shares_nothing(operator: str) -> None:
+    """It is told what arrives, unmasked, and what it gives is masked."""
+    original = registry.lookup("", operator)
+
+    @registry.gradient(operator)
+    def all_ones(op: Builder, node: ir.Node, dy: ir.Value) -> ir.Value:
+        x = node.inputs[0]
+        assert x is not None
+        return dy if operator == "Relu" else op.Expand(op.scalar_like(1.0, x), op.Shape(x))
+
+    try:
+        model = onnx_grad.vjp(parse(text(TILED)), wrt="x")
+    finally:
+        registry._table["", operator] = original
+    x = np.full((1, 2, 4, 4), -1, np.float32)
+    dy = np.ones((1, 2, 2, 2), np.float32)
+    actual = run(model, {"x": x, "c": np.array(True), "y_grad": dy})["x_grad"]
+    # Relu's is the identity: each window's first element. MaxPool's reaches all, and Relu stops it.
+    assert actual.sum() == (8 if operator == "Relu" else 0)
 
 
 def test_a_pool_in_a_body() -> None:
