@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -136,6 +136,19 @@ def bodies(node: ir.Node) -> Iterator[ir.Graph]:
             yield attribute.as_graph()
         elif attribute.type == ir.AttributeType.GRAPHS:
             yield from attribute.as_graphs()
+
+
+def redirect(node: ir.Node, counterparts: Mapping[ir.Value, ir.Value]) -> None:
+    """Let `node` and its bodies read, in the place of values that have a counterpart, that one."""
+    for index, value in enumerate(node.inputs):
+        if value is not None and value in counterparts:
+            node.replace_input_with(index, counterparts[value])
+    for inside in bodies(node):
+        for inner in inside:
+            redirect(inner, counterparts)
+        for index, value in enumerate(inside.outputs):
+            if value in counterparts:
+                inside.outputs[index] = counterparts[value]
 
 
 def _loop(node: ir.Node) -> Iteration:

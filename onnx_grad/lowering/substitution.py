@@ -11,7 +11,7 @@ from onnx_grad.builder import Builder
 from onnx_grad.composition import infer_composition
 from onnx_grad.liveness import read_values
 from onnx_grad.rules.bodies import copy_node, values_of
-from onnx_grad.wiring import bodies
+from onnx_grad.wiring import bodies, redirect
 
 Counterparts = dict[ir.Value, ir.Value]
 
@@ -38,7 +38,7 @@ def substitute(
             result.append(node)
             continue
         copy = copy_node(op, node)
-        _redirect(copy, counterparts)
+        redirect(copy, counterparts)
         if not keeps_shapes:
             _forget_shapes(copy)
         counterparts.update(zip(node.outputs, copy.outputs, strict=True))
@@ -46,18 +46,6 @@ def substitute(
     if not keeps_shapes:
         infer_composition([node for node in result if node.graph is None], op.opset)
     return result, counterparts
-
-
-def _redirect(node: ir.Node, counterparts: Mapping[ir.Value, ir.Value]) -> None:
-    for index, value in enumerate(node.inputs):
-        if value is not None and value in counterparts:
-            node.replace_input_with(index, counterparts[value])
-    for body in bodies(node):
-        for inner in body:
-            _redirect(inner, counterparts)
-        for index, value in enumerate(body.outputs):
-            if value in counterparts:
-                body.outputs[index] = counterparts[value]
 
 
 def _forget_shapes(node: ir.Node) -> None:

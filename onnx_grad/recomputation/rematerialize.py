@@ -8,7 +8,7 @@ and run when the backward pass gets there; and gradients that were due before ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Set
 
 import onnx_ir as ir
 
@@ -18,7 +18,7 @@ from onnx_grad.liveness import read_values
 from onnx_grad.path import node_label
 from onnx_grad.recomputation.gates import hold, open_gate
 from onnx_grad.recomputation.walk import BackwardPass
-from onnx_grad.wiring import bodies
+from onnx_grad.wiring import redirect
 
 # The note of a node that computes again what a forward node computed: the name of the latter.
 RECOMPUTES = METADATA_PREFIX + "recomputes"
@@ -63,7 +63,7 @@ class _Rematerialization:
             if replaced:
                 self._graph.insert_before(node, self._op.nodes)
                 self._op.nodes.clear()
-                _read_instead(node, replaced)
+                redirect(node, replaced)
             if not self._late.isdisjoint(read_values(node)):
                 self._late.update(node.outputs)
                 self._since_gate.extend(node.outputs)
@@ -155,16 +155,3 @@ class _Rematerialization:
         if not isinstance(value.type, ir.TensorType):
             return False
         return value in self._walk.activations or (value.is_graph_input() and known.constant(value) is None)
-
-
-def _read_instead(node: ir.Node, replaced: Mapping[ir.Value, ir.Value]) -> None:
-    """Let `node` and its bodies read other values than they do."""
-    for index, value in enumerate(node.inputs):
-        if value is not None and value in replaced:
-            node.replace_input_with(index, replaced[value])
-    for body in bodies(node):
-        for inner in body:
-            _read_instead(inner, replaced)
-        for index, value in enumerate(body.outputs):
-            if value in replaced:
-                body.outputs[index] = replaced[value]
