@@ -17,6 +17,7 @@ from onnx_grad.rules.lp_norms import lp_factors
 from onnx_grad.rules.pooled_activation import pools_a_relu, shares_mask
 from onnx_grad.rules.pooled_windows import is_same_and_dilated, pooled_windows, run_time_begin, shares
 from onnx_grad.rules.precision import widen
+from onnx_grad.rules.tile_positions import are_few_taps, first_maxima
 from onnx_grad.rules.window_sums import spread
 from onnx_grad.rules.windows import Sizes, Windows, auto_pad, given, spatial_sizes
 
@@ -74,6 +75,8 @@ def max_pool(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     x, windows = known.operand(node, 0), pooled_windows(node)
     if pools_a_relu(op, node):
         dy = keep_where(op, node, op.Cast(node.outputs[0], to=ir.DataType.BOOL), dy)
+    if op.pushes and _tile_the_image(windows) and are_few_taps(given(windows.kernel), given(windows.count)):
+        return _placed(op, node, dy, given(windows.kernel), given(windows.count))
     if _tile_the_image(windows) and x.dtype in _RESIZABLE:
         return _at_first_maximum(op, node, dy, given(windows.kernel), given(windows.count))
     if _may_miss_the_image(windows):
@@ -97,6 +100,19 @@ def _tile_the_image(windows: Windows) -> bool:
     return (
         whole and windows.strides == kernel and math.prod(kernel) <= _MOST_TAPS and windows.extent == kernel
     )
+
+
+def _placed(op: Builder, node: ir.Node, dy: ir.Value, kernel: Sizes, count: Sizes) -> ir.Value:
+    """The rule of MaxPool where windows tile the image, for tangents: transposed, it picks one a window."""
+    x, (y, *_) = known.operand(node, 0), node.outputs
+    area = math.prod(kernel) * math.prod(count)
+
+    def flat(value: ir.Value, length: int) -> ir.Value:
+        return op.Reshape(value, [0, 0, length])
+
+    places = flat(first_maxima(op, x, y, kernel, count), math.prod(count))
+    image = op.ScatterElements(flat(op.zeros_like(x), area), places, flat(dy, math.prod(count)), axis=2)
+    return op.Reshape(image, [0, 0, *(k * o for k, o in zip(kernel, count, strict=True))])
 
 
 def _at_first_maximum(op: Builder, node: ir.Node, dy: ir.Value, kernel: Sizes, count: Sizes) -> ir.Value:
