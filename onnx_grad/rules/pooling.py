@@ -5,26 +5,30 @@ from __future__ import annotations
 import math
 
 import ml_dtypes
-import numpy as np
 import onnx_ir as ir
 
 from onnx_grad import known
 from onnx_grad.builder import Builder
-from onnx_grad.masking import as_number, keep_where
+from onnx_grad.masking import keep_where
 from onnx_grad.registry import InputCotangent, gradient
 from onnx_grad.rules.accumulate import add_flat
 from onnx_grad.rules.lp_norms import lp_factors
 from onnx_grad.rules.pooled_activation import pools_a_relu, shares_mask
 from onnx_grad.rules.pooled_windows import is_same_and_dilated, pooled_windows, run_time_begin, shares
 from onnx_grad.rules.precision import widen
-from onnx_grad.rules.tile_positions import are_few_taps, first_maxima
+from onnx_grad.rules.tiled_maxima import (
+    RESIZABLE,
+    are_few_taps,
+    are_first_maxima,
+    enlarged,
+    first_maxima,
+    placed,
+)
 from onnx_grad.rules.window_sums import spread
-from onnx_grad.rules.windows import Sizes, Windows, auto_pad, given, spatial_sizes
+from onnx_grad.rules.windows import Windows, auto_pad, given, spatial_sizes
 
 # Taps of a window that can be numbered exactly in every float type.
 _MOST_TAPS = 256
-# ONNX Runtime's CPU provider has no Resize for float64.
-_RESIZABLE = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 _GEOMETRY = ("kernel_shape", "strides", "dilations", "pads", "auto_pad", "ceil_mode")
 
@@ -75,10 +79,13 @@ def max_pool(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     x, windows = known.operand(node, 0), pooled_windows(node)
     if pools_a_relu(op, node):
         dy = keep_where(op, node, op.Cast(node.outputs[0], to=ir.DataType.BOOL), dy)
-    if op.pushes and _tile_the_image(windows) and are_few_taps(given(windows.kernel), given(windows.count)):
-        return _placed(op, node, dy, given(windows.kernel), given(windows.count))
-    if _tile_the_image(windows) and x.dtype in _RESIZABLE:
-        return _at_first_maximum(op, node, dy, given(windows.kernel), given(windows.count))
+    if _tile_the_image(windows):
+        kernel, count, y = given(windows.kernel), given(windows.count), node.outputs[0]
+        if op.pushes and are_few_taps(kernel, count):
+            return placed(op, dy, first_maxima(op, x, y, kernel, count), kernel, count)
+        if x.dtype in RESIZABLE:
+            is_first = are_first_maxima(op, x, y, kernel, count)
+            return keep_where(op, node, is_first, enlarged(op, dy, kernel, count))
     if _may_miss_the_image(windows):
         dy = keep_where(op, node, op.Greater(node.outputs[0], _lowest(x)), dy)
     return add_flat(op, dy, _positions_of_maxima(op, node), x)
@@ -100,47 +107,6 @@ def _tile_the_image(windows: Windows) -> bool:
     return (
         whole and windows.strides == kernel and math.prod(kernel) <= _MOST_TAPS and windows.extent == kernel
     )
-
-
-def _placed(op: Builder, node: ir.Node, dy: ir.Value, kernel: Sizes, count: Sizes) -> ir.Value:
-    """The rule of MaxPool where windows tile the image, for tangents: transposed, it picks one a window."""
-    x, (y, *_) = known.operand(node, 0), node.outputs
-    area = math.prod(kernel) * math.prod(count)
-
-    def flat(value: ir.Value, length: int) -> ir.Value:
-        return op.Reshape(value, [0, 0, length])
-
-    places = flat(first_maxima(op, x, y, kernel, count), math.prod(count))
-    image = op.ScatterElements(flat(op.zeros_like(x), area), places, flat(dy, math.prod(count)), axis=2)
-    return op.Reshape(image, [0, 0, *(k * o for k, o in zip(kernel, count, strict=True))])
-
-
-def _at_first_maximum(op: Builder, node: ir.Node, dy: ir.Value, kernel: Sizes, count: Sizes) -> ir.Value:
-    """The rule of MaxPool where windows tile the image, without asking for positions, which are slow to get.
-
-    Taps are numbered downwards; the one that equals the maximum and has the highest number is the first.
-    """
-
-    def enlarged(value: ir.Value) -> ir.Value:
-        scales = np.array([1, 1, *kernel], dtype=np.float32)
-        large = op.Resize(
-            value,
-            None,
-            scales,
-            mode="nearest",
-            coordinate_transformation_mode="asymmetric",
-            nearest_mode="floor",
-        )
-        large.shape = x.shape
-        return large
-
-    x, (y, *_) = known.operand(node, 0), node.outputs
-    numbers = np.arange(math.prod(kernel), 0, -1).reshape(kernel)
-    tiled = op.Tile(op.constant(numbers, given(x.dtype)), list(count))
-    score = as_number(op, op.Equal(x, enlarged(y)), x) * tiled
-    # Nothing equals the maximum where ONNX Runtime takes the smallest number for that of NaN or infinities.
-    best = op.Max(op.MaxPool(score, kernel_shape=kernel, strides=kernel), 0.5)
-    return keep_where(op, node, op.Equal(score, enlarged(best)), enlarged(dy))
 
 
 def _may_miss_the_image(windows: Windows) -> bool:

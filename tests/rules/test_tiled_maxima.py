@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import onnx_grad
-from onnx_grad.rules.tile_positions import _boxes_before
+from onnx_grad.rules.tiled_maxima import _boxes_before
 from tests.graphs import operators, run
 from tests.oracle import SHAPE_KNOWLEDGE, single_node, with_shapes
 
