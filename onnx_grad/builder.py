@@ -311,7 +311,12 @@ class Builder:
 
     def reshape_like(self, value: ir.Value, like: ir.Value) -> ir.Value:
         """`value` with the shape of `like`, which has as many elements."""
-        return self.Reshape(value, self.shape(like), allowzero=1)
+        lengths = known.all_but_one(like)
+        if lengths is None:
+            return self.Reshape(value, self.shape(like), allowzero=1)
+        result = self.Reshape(value, self.constant(lengths, ir.DataType.INT64), allowzero=1)
+        result.shape = like.shape
+        return result
 
     def zeros_like(self, value: ir.Value) -> ir.Value:
         """Zeros of the shape and dtype of `value`."""

@@ -87,6 +87,15 @@ def static_shape(value: ir.Value) -> tuple[int, ...] | None:
     return integers if len(integers) == len(dims) else None
 
 
+def all_but_one(value: ir.Value) -> tuple[int, ...] | None:
+    """The dimensions of `value` with -1 for the only unknown one, from which `Reshape` can tell it.
+
+    `None` where there are more, or none, or one that is zero, beside which no other can be told.
+    """
+    lengths = tuple(dim if isinstance(dim, int) else -1 for dim in dimensions(value) or ())
+    return lengths if lengths.count(-1) == 1 and 0 not in lengths else None
+
+
 def same_dimension(a: Dimension, b: Dimension) -> bool:
     """Whether two dimensions are certainly equal: the same integer, or the same named symbol."""
     if isinstance(a, int) or isinstance(b, int):

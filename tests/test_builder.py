@@ -79,6 +79,20 @@ def test_the_shape_of_a_static_value_is_a_constant(op: Builder) -> None:
     assert op.shape(dynamic).producer().op_type == "Shape"
 
 
+@pytest.mark.parametrize(
+    ("dims", "lengths"),
+    [((2, 3), [2, 3]), (("N", 3), [-1, 3]), ((2, None), [2, -1]), (("N", "M"), None), (("N", 0), None)],
+    ids=str,
+)
+def test_a_shape_but_for_one_dimension_is_a_constant(
+    op: Builder, dims: tuple[int | str | None, ...], lengths: list[int] | None
+) -> None:
+    like = ir.Value(name="like", shape=ir.Shape(dims), type=ir.TensorType(ir.DataType.FLOAT))
+    node = op.reshape_like(value(ir.DataType.FLOAT), like).producer()
+    given = node.inputs[1].const_value
+    assert (None if given is None else given.numpy().tolist()) == lengths
+
+
 def test_names_are_new_in_the_model(op: Builder) -> None:
     assert op.unique_name("x") == "x_1"
     assert op.unique_name("x") == "x_2"
