@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 from benchmarks.__main__ import app
 from benchmarks.measuring import Spread
 from benchmarks.networks import EXTRA, NETWORKS, Network
-from benchmarks.shares import PRODUCTS, kernel_seconds
 from benchmarks.sides import Task, ours, torch
 
 
@@ -58,13 +57,6 @@ def test_unknown_names_are_told(option: str, value: str) -> None:
     result = CliRunner().invoke(app, [option, value])
     assert result.exit_code == 2
     assert f"'{value}' is none of" in result.output
-
-
-def test_an_mlp_is_nearly_all_products() -> None:
-    (network,) = (network for network in NETWORKS if network.name == "mlp")
-    seconds = kernel_seconds(Task(network, "weights", threads=1), steps=5)
-    products = sum(time for operator, time in seconds.items() if operator in PRODUCTS)
-    assert 0.5 * seconds.total() < products < seconds.total()
 
 
 def test_a_spread_is_a_median_between_quartiles() -> None:
