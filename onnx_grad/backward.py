@@ -13,6 +13,7 @@ from onnx_grad import known
 from onnx_grad.broadcasting import undo_broadcast
 from onnx_grad.builder import Builder
 from onnx_grad.composition import composed
+from onnx_grad.curves import Curve, curve_to
 from onnx_grad.errors import RuleError
 from onnx_grad.masking import without_undefined
 from onnx_grad.path import Nodes, Path, Step, node_label
@@ -49,6 +50,8 @@ def pull_back(
                 _pull_back_bodies(op, path, step, arriving, cotangents)
             elif step.composition is not None:
                 _pull_back_composition(op, path, step, arriving, cotangents)
+            elif (curve := curve_to(op, path, step.node)) is not None:
+                _pull_back_curve(op, step, curve, arriving[0], cotangents)
             else:
                 _pull_back_node(op, step, arriving, cotangents)
     return cotangents
@@ -74,6 +77,18 @@ class Cotangents(Mapping[ir.Value, ir.Value]):
         """Add the contribution of one more use of `value`."""
         before = self._sums.get(value)
         self._sums[value] = contribution if before is None else self._op.Add(before, contribution)
+
+
+def _pull_back_curve(
+    op: Builder, step: Step, curve: Curve, dy: ir.Value | None, cotangents: Cotangents
+) -> None:
+    """To where the curve begins: nothing arrives at the nodes between, by this way."""
+    name = node_label(step.node)
+    with op.differentiating(step.node, name):
+        if dy is not None:
+            cotangent = curve.times_slope(op, dy)
+            op.label(cotangent, f"{name}/d_{curve.x.name}")
+            cotangents.add(curve.x, cotangent)
 
 
 def _pull_back_node(

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnx_grad.builder import Builder
 from onnx_grad.composition import composed
+from onnx_grad.curves import curve_to
 from onnx_grad.errors import RuleError
 from onnx_grad.liveness import read_values
 from onnx_grad.masking import zero_where_zero
@@ -85,7 +86,7 @@ class Push:
         if not (captured or arriving):
             return []
         with op.differentiating(step.node, node_label(step.node)):
-            pairs = list(self._pushed(op, step, arriving, captured))
+            pairs = list(self._pushed(op, step, arriving, captured, tangents))
             for y, tangent in pairs:
                 if tangent.shape is None:
                     tangent.shape = y.shape
@@ -93,7 +94,12 @@ class Push:
         return pairs
 
     def _pushed(
-        self, op: Builder, step: Step, arriving: Mapping[int, ir.Value], captured: Tangents
+        self,
+        op: Builder,
+        step: Step,
+        arriving: Mapping[int, ir.Value],
+        captured: Tangents,
+        tangents: Tangents,
     ) -> Iterable[Pair]:
         if step.entry.structural is not None:
             if step.entry.structural_tangents is None:
@@ -102,6 +108,9 @@ class Push:
             return step.entry.structural_tangents(op, step.node, _Flow(self, {**captured, **operands}))
         if step.composition is not None:
             return self._through_composition(op, step, arriving)
+        curve = curve_to(op, self.path, step.node)
+        if curve is not None and curve.x in tangents:
+            return [(step.node.outputs[0], curve.times_slope(op, tangents[curve.x]))]
         linearity = step.linearity
         if linearity is not None:
             results = _linear_tangents(op, step.node, linearity, arriving)

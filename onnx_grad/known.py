@@ -132,6 +132,14 @@ def constant(value: ir.Value | None) -> npt.NDArray[np.generic] | None:
     return None if tensor is None else tensor.numpy()
 
 
+def scalar(value: ir.Value | None) -> float | None:
+    """The content of a constant tensor of one number, or `None` when it is something else or unknown."""
+    if value is None or (value.const_value is not None and value.const_value.size != 1):
+        return None
+    content = constant(value)
+    return float(content.ravel()[0]) if content is not None and content.size == 1 else None
+
+
 def constant_integers(value: ir.Value | None) -> tuple[int, ...] | None:
     """The content of a constant integer tensor as a flat tuple, or `None` when it is unknown."""
     content = constant(value)

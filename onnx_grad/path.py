@@ -121,7 +121,8 @@ class Path:
         self._functions = functions
         self._candidates: dict[Nodes, list[ir.Node]] = {}
         self._steps: dict[Nodes, list[Step]] = {}
-        self._dependent = set(wrt)
+        self._wrt = frozenset(wrt)
+        self._dependent = set(self._wrt)
         self._spread_through(graph)
         self._needed = set(of)
         self._step_through(graph)
@@ -130,6 +131,10 @@ class Path:
     def steps_in(self, body: Nodes) -> list[Step]:
         """The nodes of a body through which its outputs depend on `wrt`, in topological order."""
         return self._steps.get(body, [])
+
+    def begins_at(self, value: ir.Value) -> bool:
+        """Whether `value` is in `wrt`, so that derivatives stop there."""
+        return value in self._wrt
 
     def reaches(self, value: ir.Value) -> bool:
         """Whether a differentiable path leads from `value` to some value in `of`."""
