@@ -12,11 +12,13 @@ from onnx_grad.broadcasting import undo_broadcast
 from onnx_grad.builder import Builder
 from onnx_grad.registry import InputCotangent, gradient
 from onnx_grad.rules.precision import widen
+from onnx_grad.rules.weighted_rows import note_product
 
 
 @gradient("MatMul")
 def matmul(op: Builder, node: ir.Node, dy: ir.Value) -> Sequence[InputCotangent]:
     """Y = A·B: dA = dY·Bᵀ, dB = Aᵀ·dY, summed over the batch axes along which A or B was stretched."""
+    note_product(op, node, dy)
     return product_cotangents(op, known.operand(node, 0), known.operand(node, 1), node.outputs[0], dy)
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import onnx
 import pytest
 
+import onnx_grad
+from tests.graphs import parse
 from tests.oracle import check, gradients, single_node
 
 X = np.random.default_rng(3).standard_normal((2, 3, 4))
@@ -54,3 +59,58 @@ def test_large_numbers_do_not_overflow(op_type: str) -> None:
     p = 1 / (1 + np.exp(-1))
     expected = [[p * (1 - p), -p * (1 - p), 0]] if op_type == "Softmax" else [[1 - p, p - 1, 0]]
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+class TestRowsThatWeightAMatrix:
+    """The sum over a row of probabilities is taken over what they weight, where its rows are shorter."""
+
+    ATTENTION = "p = Softmax(s) o = MatMul(p, v)"
+
+    @staticmethod
+    def model(body: str, columns: int = 2, outputs: str = "double[2, 3, c] o") -> onnx.ModelProto:
+        text = f"g (double[2, 3, 4] s, double[2, 4, {columns}] v) => ({outputs}) {{ {body} }}"
+        return parse(text.replace(", c]", f", {columns}]"))
+
+    def summed(self, model: onnx.ModelProto, **options: Any) -> int:
+        """How many elements a row has that is summed up."""
+        gradient = onnx_grad.vjp(model, **options)
+        (node,) = [node for node in gradient.graph.node if node.op_type == "ReduceSum"]
+        shapes = {value.name: value.type.tensor_type.shape for value in gradient.graph.value_info}
+        return int(shapes[node.input[0]].dim[-1].dim_value)
+
+    @pytest.mark.parametrize("columns", [1, 2, 4, 5])
+    def test_the_gradient(self, columns: int) -> None:
+        model = self.model(self.ATTENTION, columns)
+        v = np.random.default_rng(1).standard_normal((2, 4, columns))
+        check(model, {"s": X, "v": v}, second_order=True)
+        assert self.summed(model, wrt="s") == min(columns, 4)
+
+    def test_probabilities_that_are_read_or_asked_for(self) -> None:
+        read = self.model(self.ATTENTION + " q = Mul(p, p)", outputs="double[2, 3, c] o, double[2, 3, 4] q")
+        v = np.random.default_rng(1).standard_normal((2, 4, 2))
+        check(read, {"s": X, "v": v})
+        assert self.summed(read, wrt="s", of="o") == 4
+        assert self.summed(self.model(self.ATTENTION), wrt=["s", "p"]) == 4
+
+    def test_probabilities_on_the_right_or_on_both_sides(self) -> None:
+        right = parse(
+            "g (double[3, 4] s, double[2, 3] v) => (double[2, 4] o) { p = Softmax(s) o = MatMul(v, p) }"
+        )
+        check(right, {"s": X[0], "v": X[1, :2, :3]})
+        both = parse("g (double[3, 3] s) => (double[3, 3] o) { p = Softmax(s) o = MatMul(p, p) }")
+        check(both, {"s": X[0, :, :3]})
+
+    def test_one_matrix_of_probabilities_for_several(self) -> None:
+        """Its cotangent is a sum over the batch, and so would its rows' be."""
+        shared = parse(
+            "g (double[1, 3, 4] s, double[2, 4, 2] v) => (double[2, 3, 2] o)"
+            "{ p = Softmax(s) o = MatMul(p, v) }"
+        )
+        check(shared, {"s": X[:1], "v": X.reshape(2, 4, 3)[..., :2]})
+
+    def test_another_axis(self) -> None:
+        model = parse(
+            "g (double[2, 3, 4] s, double[2, 4, 2] v) => (double[2, 3, 2] o)"
+            "{ p = Softmax <axis = 1> (s) o = MatMul(p, v) }"
+        )
+        check(model, {"s": X, "v": X.reshape(2, 4, 3)[..., :2]})
