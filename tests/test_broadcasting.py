@@ -109,7 +109,8 @@ def test_operand_used_twice() -> None:
         ("N,3", "3", ["ReduceSum"]),
         ("N,3", "N,1", ["ReduceSum"]),
         ("N,3", "", ["ReduceSum"]),
-        ("N,M,3", "M,1", ["ReduceSum", "Reshape", "Shape"]),
+        ("N,M,3", "M,1", ["ReduceSum", "Reshape"]),
+        ("N,M,L,3", "M,L,1", ["ReduceSum", "Reshape", "Shape"]),
         ("2,4,3", "4,1", ["ReduceSum", "Reshape"]),
     ],
 )
