@@ -16,16 +16,9 @@ import onnxruntime
 from tests.conformance.cases import Case
 from tests.conformance.judging import judge
 from tests.conformance.verdicts import Verdict
+from tests.one_thread import OneThread
 
 CASES_AT_A_TIME = 8
-
-
-class OneThread(onnxruntime.SessionOptions):  # type: ignore[misc]
-    """The options of a session without threads of its own, which cost more than small models take to run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.intra_op_num_threads = 1
 
 
 def judge_all(
