@@ -74,8 +74,11 @@ def test_the_cheapest_cases_of_every_operator_are_right(cases: list[Case]) -> No
 
 @pytest.fixture(scope="module")
 def verdicts(cases: list[Case]) -> list[Verdict]:
-    """On all cases, half of them with all shapes taken from the models: minutes on all cores."""
-    return judge_in_one_form(cases, jobs=available_cores())
+    """On all cases, half of them with all shapes taken from the models: minutes.
+
+    Other tests run at the same time, so that a process here and there would only be one more to start.
+    """
+    return judge_in_one_form(cases, jobs=max(1, available_cores() // 2))
 
 
 @pytest.mark.slow
