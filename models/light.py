@@ -72,8 +72,10 @@ def with_random_weights(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProt
         values = generator.standard_normal(shape, dtype=np.float32) * np.float32(np.sqrt(2.0 / fan_in))
         if name in near_one:
             values = np.abs(1.0 + values)
-        tensor = onnx.numpy_helper.from_array(values, name)
-        copy.graph.initializer.append(tensor)
+        # Filled in place: a tensor that is appended is copied.
+        copy.graph.initializer.add(
+            name=name, data_type=onnx.TensorProto.FLOAT, dims=shape, raw_data=values.tobytes()
+        )
         copy.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
     del copy.graph.node[:]
     copy.graph.node.extend(kept)
@@ -102,6 +104,6 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
     used = {name for node in graph.node for name in node.input}
     unused = {tensor.name for tensor in graph.initializer} - used
     for field in (graph.initializer, graph.input):
-        kept = [entry for entry in field if entry.name not in unused]
-        del field[:]
-        field.extend(kept)
+        for index in reversed(range(len(field))):
+            if field[index].name in unused:
+                del field[index]

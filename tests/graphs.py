@@ -18,7 +18,7 @@ def parse(graph: str, *, opset: int = 18, ir_version: int = 8, extra: str = "") 
 
 def run(model: onnx.ModelProto, inputs: Mapping[str, object]) -> dict[str, np.ndarray]:
     """The outputs of `model` by name, computed by ONNX Runtime; numbers and lists become float32."""
-    session = onnxruntime.InferenceSession(model.SerializeToString())
+    session = onnxruntime.InferenceSession(model.SerializeToString(), onnxruntime.SessionOptions())
     names = [output.name for output in session.get_outputs()]
     arrays = {
         name: value if isinstance(value, np.ndarray) else np.asarray(value, dtype=np.float32)

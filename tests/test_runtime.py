@@ -237,9 +237,9 @@ class TestRequests:
 
     def test_session_options_pass_through(self) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = 3
         function = GradientFunction(parse(PRODUCT), session_options=options)
-        assert function.session.get_session_options().intra_op_num_threads == 1
+        assert function.session.get_session_options().intra_op_num_threads == 3
 
 
 class TestOtherTransforms:

@@ -16,8 +16,10 @@ Attributes = Mapping[str, Any]
 
 def evaluate(model: onnx.ModelProto, inputs: Mapping[str, Any], wanted: str) -> Any:
     """The tensor `wanted` of `model`; `inputs` and initializers are given by name as torch tensors."""
-    values = {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in model.graph.initializer}
-    values.update(inputs)
+    values = dict(inputs)
+    for tensor in model.graph.initializer:
+        if tensor.name not in values:
+            values[tensor.name] = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
     for node in model.graph.node:
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         operands = [values[name] for name in node.input]

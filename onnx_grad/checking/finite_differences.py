@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -161,11 +161,15 @@ def differentiate(
     """
     size = float(np.linalg.norm(at_zero))
     samples = _Samples(sweep, size)
+    estimates: _Estimates | None = None
     for step in sweep.steps:
         samples.add(step, _total(line(step), at_zero), _total(line(-step), at_zero))
-        if not full and len(samples.steps) >= sweep.least and samples.settled(tolerance):
+        if full or len(samples.steps) < sweep.least:
+            continue
+        estimates = samples.estimates(tolerance)
+        if estimates.settled(tolerance):
             break
-    return samples.derivative(tolerance)
+    return samples.derivative(estimates or samples.estimates(tolerance), tolerance)
 
 
 def _total(values: Array, at_zero: Array) -> float:
@@ -174,6 +178,22 @@ def _total(values: Array, at_zero: Array) -> float:
         return math.nan
     total = float(np.sum(values - at_zero))
     return total if math.isfinite(total) else math.nan
+
+
+class _Estimates(NamedTuple):
+    """The central, the left and the right derivative."""
+
+    central: Estimate
+    left: Estimate
+    right: Estimate
+
+    def settled(self, tolerance: Callable[[float], float]) -> bool:
+        """Whether all three are known well enough, and are the same."""
+        central, left, right = self
+        enough = 0.1 * tolerance(central.value)
+        return (
+            max(central.error, left.error, right.error) <= enough and abs(left.value - right.value) <= enough
+        )
 
 
 class _Samples:
@@ -193,16 +213,8 @@ class _Samples:
         self.right.append(right)
         self.left.append(left)
 
-    def settled(self, tolerance: Callable[[float], float]) -> bool:
-        """Whether all three derivatives are known well enough, and are the same."""
-        central, left, right = self._estimates(tolerance)
-        enough = 0.1 * tolerance(central.value)
-        return (
-            max(central.error, left.error, right.error) <= enough and abs(left.value - right.value) <= enough
-        )
-
-    def derivative(self, tolerance: Callable[[float], float]) -> Derivative:
-        central, left, right = self._estimates(tolerance)
+    def derivative(self, estimates: _Estimates, tolerance: Callable[[float], float]) -> Derivative:
+        central, left, right = estimates
         curve = tuple(zip(self.steps, self._central(), strict=True))
         return Derivative(self._point(central, left, right, tolerance), central, left, right, curve)
 
@@ -210,8 +222,8 @@ class _Samples:
         sides = zip(self.steps, self.right, self.left, strict=True)
         return [(right - left) / (2.0 * step) for step, right, left in sides]
 
-    def _estimates(self, tolerance: Callable[[float], float]) -> tuple[Estimate, Estimate, Estimate]:
-        """The central, the left and the right derivative."""
+    def estimates(self, tolerance: Callable[[float], float]) -> _Estimates:
+        """The derivatives from all differences so far."""
         noise = [self._noise / step for step in self.steps]
         right, left = (
             neville(
@@ -223,7 +235,7 @@ class _Samples:
             for sign, side in ((1.0, self.right), (-1.0, self.left))
         )
         central = neville(self._central(), noise, self._ratio, powers=(2, 4, 6, 8, 10, 12))
-        return (
+        return _Estimates(
             _choice(_with_sides(central, left, right), tolerance),
             _choice(left, tolerance),
             _choice(right, tolerance),

@@ -23,7 +23,6 @@ from onnx_grad.prepare.expand import expand_local_functions
 from onnx_grad.prepare.infer import infer
 from onnx_grad.prepare.load import Model, load
 from onnx_grad.prepare.validate import opset_of, validate
-from onnx_grad.runtime import read_model
 from onnx_grad.selection import Names
 from onnx_grad.transforms import lower, vjp
 
@@ -102,8 +101,10 @@ class Subject:
         """
         light = load(model)
         validate(light.proto)
-        if holds_training_operators(ir.from_proto(light.proto)):
-            return cls.of_model(lower(read_model(model)), wrt, of, stop)
+        source = ir.from_proto(light.proto)
+        light.attach(source)
+        if holds_training_operators(source):
+            return cls.of_model(lower(source), wrt, of, stop)
         lifted = (opset_of(light.proto) or OLDEST_RUNNABLE_OPSET) < OLDEST_RUNNABLE_OPSET
         if lifted:
             forward = prepare(model).model
@@ -112,7 +113,6 @@ class Subject:
             light.proto = infer(expand_local_functions(light.proto))
             forward = ir.from_proto(light.proto)
             light.attach(forward)
-        source = model if isinstance(model, ir.Model) else read_model(model)
         gradient = vjp(source, wrt, of, stop=stop)
         names = [stop] if isinstance(stop, str) else list(stop or ())
         return cls(

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
 from benchmarks.measuring import Spread
+from benchmarks.memory import peak_megabytes
 from benchmarks.networks import EXTRA, NETWORKS, Network
 from benchmarks.sides import Task, ours, torch
 
@@ -35,8 +36,16 @@ def test_a_symbolic_batch_gives_the_same_gradients() -> None:
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_the_command_prints_tables_and_writes_files(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads memory from Linux's /proc")
+def test_the_peak_of_a_step_is_measured_in_a_process_of_its_own() -> None:
+    megabytes = peak_megabytes("mlp", "weights", "onnx_grad")
+    assert megabytes is not None
+    assert 1 < megabytes < 100
+
+
+def test_the_command_prints_tables_and_writes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib", reason="the plot needs it")
+    monkeypatch.setattr("benchmarks.__main__.peak_megabytes", lambda network, wrt, side: len(wrt + side))
     figures, picture = tmp_path / "figures.json", tmp_path / "figures.png"
     arguments = "--network mlp --threads 1 --rounds 2 --peer none --memory".split()
     result = CliRunner().invoke(app, [*arguments, "--json", str(figures), "--plot", str(picture)])
@@ -45,6 +54,7 @@ def test_the_command_prints_tables_and_writes_files(tmp_path: Path) -> None:
     report = json.loads(figures.read_text())
     assert {m["side"] for m in report["measurements"]} == {"forward", "onnx_grad"}
     assert {m["wrt"] for m in report["measurements"]} == {"weights", "input"}
+    assert all(m["megabytes"] == len(m["wrt"] + m["side"]) for m in report["measurements"])
     assert all(m["milliseconds"]["median"] > 0 for m in report["measurements"])
     assert report["transformations"][0]["added"] > 0
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -7,7 +7,7 @@ import functools
 import multiprocessing
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from unittest import mock
 
@@ -16,16 +16,9 @@ import onnxruntime
 from tests.conformance.cases import Case
 from tests.conformance.judging import judge
 from tests.conformance.verdicts import Verdict
+from tests.one_thread import OneThread
 
 CASES_AT_A_TIME = 8
-
-
-class OneThread(onnxruntime.SessionOptions):  # type: ignore[misc]
-    """The options of a session without threads of its own, which cost more than small models take to run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.intra_op_num_threads = 1
 
 
 def judge_all(
@@ -37,15 +30,21 @@ def judge_all(
         yield from map(one, cases) if pool is None else pool.map(one, cases, chunksize=CASES_AT_A_TIME)
 
 
-def judge_in_one_form(cases: Sequence[Case], *, jobs: int, time_limit: float = 30.0) -> list[Verdict]:
+def judge_in_one_form(
+    cases: Sequence[Case], *, jobs: int, time_limit: float = 30.0, as_they_are: Iterable[Verdict] = ()
+) -> list[Verdict]:
     """The verdicts on `cases`, about half of them as they are, the others with all shapes taken from them.
 
-    The name decides, so that a case is always judged in the same form.
+    The name decides, so that a case is always judged in the same form. Verdicts that there are on some cases
+    `as_they_are` are taken over where that is the form.
     """
     one = functools.partial(_judge, time_limit=time_limit)
+    judged = {verdict.case: verdict for verdict in as_they_are}
     formed = [(case, zlib.crc32(case.name.encode()) % 2 == 1) for case in cases]
+    known = [judged[case.name] for case, erase in formed if case.name in judged and not erase]
+    new = [(case, erase) for case, erase in formed if case.name not in judged or erase]
     with _processes(jobs) as pool:
-        return list(map(one, formed) if pool is None else pool.map(one, formed, chunksize=CASES_AT_A_TIME))
+        return known + list(map(one, new) if pool is None else pool.map(one, new, chunksize=CASES_AT_A_TIME))
 
 
 def available_cores() -> int:
