@@ -84,7 +84,7 @@ def curve_to(op: Builder, path: Path, node: ir.Node) -> Curve | None:
     Returns:
         The curve; `None` where there is none.
     """
-    if not _belongs(path, node):
+    if node.op_type not in _SMOOTH or _has_own_weight(path, node) or not _belongs(path, node):
         return None
     nodes = [node]
     while True:
@@ -106,6 +106,11 @@ def curve_to(op: Builder, path: Path, node: ir.Node) -> Curve | None:
     if not path.is_active(x) or known.scalar(x) is not None or any(_needs_care(op, inner) for inner in nodes):
         return None
     return Curve(x, node.outputs[0])
+
+
+def _has_own_weight(path: Path, node: ir.Node) -> bool:
+    """Whether `node` alone reads something that derivatives are wanted by: a quick way out."""
+    return any(value is not None and path.begins_at(value) and _is_read_once(value) for value in node.inputs)
 
 
 def _begins_inside(path: Path, nodes: list[ir.Node], value: ir.Value) -> bool:
