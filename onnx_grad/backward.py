@@ -76,7 +76,7 @@ class Cotangents(Mapping[ir.Value, ir.Value]):
     def add(self, value: ir.Value, contribution: ir.Value) -> None:
         """Add the contribution of one more use of `value`."""
         before = self._sums.get(value)
-        self._sums[value] = contribution if before is None else self._op.Add(before, contribution)
+        self._sums[value] = contribution if before is None else self._op.total(before, contribution)
 
 
 def _pull_back_curve(

@@ -302,6 +302,14 @@ class Builder:
             return None
         return node.inputs[0]
 
+    def total(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """a + b, as a difference where one of them is the negative of something."""
+        for one, other in ((a, b), (b, a)):
+            negated = self.negated(other)
+            if negated is not None:
+                return self.node("Sub", one, negated)  # type: ignore[no-any-return]
+        return self.node("Add", a, b)  # type: ignore[no-any-return]
+
     def shape(self, value: ir.Value) -> ir.Value:
         """The shape of `value` as a 1-D int64 tensor: a constant where it is static."""
         static = known.static_shape(value)

@@ -62,7 +62,7 @@ class Push:
             for step in self.path.steps_in(graph):
                 for y, tangent in self._through(op, step, tangents):
                     seed = tangents.get(y) or tangents.get(self._predecessors.get(y, y))
-                    tangents[y] = tangent if seed is None else op.Add(seed, tangent)
+                    tangents[y] = tangent if seed is None else op.total(seed, tangent)
         return tangents
 
     def current(self, value: ir.Value) -> ir.Value:
@@ -185,7 +185,7 @@ def _linear_tangents(
             ]
             terms += _applied(op, node, operands)
             added = {}
-    return [(node.outputs[0], functools.reduce(op.Add, terms))] if terms else None
+    return [(node.outputs[0], functools.reduce(op.total, terms))] if terms else None
 
 
 def _without_tangent(
@@ -214,4 +214,4 @@ def _one_by_one(op: Builder, step: Step, arriving: Mapping[int, ir.Value]) -> li
         for index, tangent in arriving.items()
         for _, term in transposed(op, step, {index: tangent})
     ]
-    return [(y, functools.reduce(op.Add, terms))] if terms else []
+    return [(y, functools.reduce(op.total, terms))] if terms else []

@@ -121,3 +121,11 @@ def test_a_handler_of_somebody_else_is_put_back(op: Builder) -> None:
         assert x * 2.0 == "theirs"
     finally:
         ir.set_value_magic_handler(before)
+
+
+def test_a_sum_with_a_negative_is_a_difference(op: Builder) -> None:
+    x, y = value(ir.DataType.FLOAT), value(ir.DataType.FLOAT, "y")
+    for total in (op.total(x, op.Neg(y)), op.total(op.Neg(y), x)):
+        node = total.producer()
+        assert (node.op_type, list(node.inputs)) == ("Sub", [x, y])
+    assert op.total(x, y).producer().op_type == "Add"
