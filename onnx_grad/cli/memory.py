@@ -57,11 +57,18 @@ def memory(
             help="Whether ONNX Runtime holds memory for later tensors of one shape (its enable_mem_reuse).",
         ),
     ] = True,
+    optimized: Annotated[
+        bool,
+        typer.Option(
+            "--optimized",
+            help="Have ONNX Runtime optimise the model first: it fuses nodes, which changes their order.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Estimate how much memory the activations of a model take at most, and which they are."""
     with errors(as_json):
-        peak = peak_memory(model, sizes=sizes_of(size), reuse=reuse)
+        peak = peak_memory(model, sizes=sizes_of(size), reuse=reuse, optimized=optimized)
         if as_json:
             print_json(dataclasses.asdict(peak))
         else:

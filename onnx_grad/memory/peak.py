@@ -11,6 +11,7 @@ from onnx_grad import known
 from onnx_grad.liveness import read_values
 from onnx_grad.memory.buffers import Buffer, plan_buffers
 from onnx_grad.memory.execution_order import execution_order
+from onnx_grad.memory.optimized import as_optimized
 from onnx_grad.memory.sizes import sized, total_bytes
 from onnx_grad.prepare.load import Model
 from onnx_grad.repeatable import is_random
@@ -62,30 +63,47 @@ class PeakMemory:
         return "\n".join(lines)
 
 
-def peak_memory(model: Model, *, sizes: Mapping[str, int] | None = None, reuse: bool = True) -> PeakMemory:
+def peak_memory(
+    model: Model, *, sizes: Mapping[str, int] | None = None, reuse: bool = True, optimized: bool = False
+) -> PeakMemory:
     """Estimate how much memory the activations of `model` take at most, without running it.
 
     The nodes are gone through in the order in which ONNX Runtime runs them, and tensors share memory as it
     lets them. Scratch memory of its kernels, and what is inside the bodies of `If`, `Loop` and `Scan`, is not
     counted.
 
+    ONNX Runtime fuses nodes first, which can change that order. With `optimized`, it is asked for the graph
+    that it makes of the model; else the graph is taken as it is.
+
     Args:
         model: A path, an `onnx.ModelProto` or an `onnx_ir.Model`: a gradient model, or any other.
         sizes: What the symbols in the shapes of its inputs stand for, as in `{"batch": 32}`.
         reuse: Whether ONNX Runtime plans for tensors of one shape to take the same memory one after the
             other, as it does by default (`SessionOptions.enable_mem_reuse`); it is held in between.
+        optimized: Whether to have ONNX Runtime optimise the model for its CPU provider, at the level
+            `EXTENDED`; it has to be installed then, and reads all weights.
 
     Raises:
         InputError: A symbol is in no input of the model, or its size is not a number of elements.
         ModelError: The model is damaged or inconsistent.
+        RuntimeUnavailableError: With `optimized`, ONNX Runtime is not there or has no kernel for an operator.
     """
-    return peak_of(sized(model, sizes).graph, reuse)
+    as_written = sized(model, sizes)
+    if not optimized:
+        return peak_of(as_written.graph, reuse)
+    graph = as_optimized(as_written).graph
+    return _peak_in_order(graph, list(graph), reuse)
 
 
 def peak_of(graph: ir.Graph, reuse: bool = True) -> PeakMemory:
     """The estimate for a graph whose values have their shapes."""
     constants = {v for v in graph.initializers.values() if not v.is_graph_input()}
-    order = execution_order([node for node in graph if not _is_folded(node, constants)])
+    return _peak_in_order(
+        graph, execution_order([node for node in graph if not _is_folded(node, constants)]), reuse
+    )
+
+
+def _peak_in_order(graph: ir.Graph, order: list[ir.Node], reuse: bool) -> PeakMemory:
     buffers, unsized = plan_buffers(graph, order, reuse)
     place, total = _peak(buffers, len(order))
     alive = [(name, buffer.size) for buffer in buffers if buffer.size and (name := _tensor_in(buffer, place))]

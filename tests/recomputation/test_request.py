@@ -168,7 +168,8 @@ class TestCommands:
     def test_memory(self, path: Path) -> None:
         shown = json.loads(self.command("memory", path, "--size", "batch=64", "--json").stdout)
         assert shown["activations"] == peak(MODEL)
-        assert "activations take" in self.command("memory", path, "--size", "batch=64", "--no-reuse").stdout
+        for option in ("--no-reuse", "--optimized"):
+            assert "activations take" in self.command("memory", path, "--size", "batch=64", option).stdout
 
     @pytest.mark.parametrize("size", ["64", "batch=", "=3", "batch=x"])
     def test_no_size(self, path: Path, size: str) -> None:
