@@ -235,13 +235,10 @@ def _rows_of_taps(windows: Windows, axis: int) -> list[tuple[range, range]]:
 
 def _rows(op: Builder, value: ir.Value, rows: Sequence[range], sizes: Sizes) -> ir.Value:
     """`value` at the given positions of the axes between the first two and the last."""
-    cut = [axis for axis, r in enumerate(rows) if r != range(sizes[axis])]
-    if not cut:
-        return value
-    starts, stops, steps = zip(
-        *((rows[axis].start, rows[axis].stop, rows[axis].step) for axis in cut), strict=True
-    )
-    return op.Slice(value, starts, stops, [axis + 2 for axis in cut], steps)
+    for axis, places in enumerate(rows):
+        if places != range(sizes[axis]):
+            value = op.Gather(value, op.constant(list(places), ir.DataType.INT64), axis=axis + 2)
+    return value
 
 
 def _gathered(op: Builder, filters: Filters, image: ir.Value, response: ir.Value) -> ir.Value:
