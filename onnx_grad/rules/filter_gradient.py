@@ -57,7 +57,7 @@ from onnx_grad import known
 from onnx_grad.builder import Builder
 from onnx_grad.rules.axes import has_one_image
 from onnx_grad.rules.filters import Filters, joined_shape, padded_image
-from onnx_grad.rules.gathered import gathered_windows
+from onnx_grad.rules.gathered import gathered_windows, windows_by_tap
 from onnx_grad.rules.windows import TO_THE_END, Sizes, Windows, given, tap_positions
 
 Formula = Callable[[Builder, Filters, ir.Value, ir.Value], ir.Value]
@@ -242,17 +242,23 @@ def _rows(op: Builder, value: ir.Value, rows: Sequence[range], sizes: Sizes) -> 
 
 
 def _gathered(op: Builder, filters: Filters, image: ir.Value, response: ir.Value) -> ir.Value:
-    """For known sizes: all windows copied side by side, channels last, then one matrix product.
+    """For known sizes: all windows copied side by side, channels last, then products of matrices.
 
-    Either they or the product are brought into the order of the weights, whichever is less work.
+    With few windows, they are brought into the order of the weights. Else the product is: where the batch is
+    known, there is a product for each tap, because what they give is transposed as one matrix, and not as one
+    for each response, for which threads would wait for each other.
     """
     (m, c), windows = given(filters.channels), filters.windows
     kernel, rank = given(windows.kernel), len(given(windows.kernel))
-    few = _are_few(windows, image, m)
-    columns = gathered_windows(op, image, windows, c, taps_behind_channels=few)
+    few, (batch, *_) = _are_few(windows, image, m), known.dimensions(image) or (None,)
     if not has_one_image(image):
         response = _first_axes_swapped(op, response, rank)
-    total = op.MatMul(op.Reshape(response, [m, -1]), columns)
+    responses = op.Reshape(response, [m, -1])
+    if not few and isinstance(batch, int) and batch > 0:
+        by_tap = op.MatMul(responses, windows_by_tap(op, image, windows, batch, c))
+        last = range(rank, rank + 2)
+        return op.Transpose(op.Reshape(by_tap, [*kernel, m, c]), perm=[*last, *range(rank)])
+    total = op.MatMul(responses, gathered_windows(op, image, windows, c, taps_behind_channels=few))
     if few:
         return op.reshape_like(total, filters.w)
     return op.Transpose(op.Reshape(total, [m, *kernel, c]), perm=[0, rank + 1, *range(1, rank + 1)])

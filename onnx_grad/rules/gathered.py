@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_grad.builder import Builder
@@ -47,18 +49,58 @@ def gathered_windows(
     return op.Reshape(rows, [-1, taps * channels])
 
 
+def windows_by_tap(op: Builder, image: ir.Value, windows: Windows, batch: int, channels: int) -> ir.Value:
+    """The image [N, C, I…] as matrices [taps, N·windows, C], one row for what a tap sees in a window.
+
+    Args:
+        op: Builds the nodes.
+        image: The image.
+        windows: Windows of known sizes.
+        batch: N.
+        channels: C.
+    """
+    rank, pixels = len(given(windows.kernel)), batch * math.prod(given(windows.positions))
+    seen = op.Reshape(op.Transpose(image, perm=[0, *range(2, rank + 2), 1]), [pixels, channels])
+    if windows.pads is not None:
+        seen = op.Pad(seen, [0, 0, 1, 0])
+    rows = op.Gather(seen, _places_by_tap(op, windows, batch), axis=0)
+    return op.Reshape(rows, [math.prod(given(windows.kernel)), -1, channels])
+
+
 def _places(op: Builder, windows: Windows, direction: int) -> ir.Value:
     """Where in the flattened image a tap of a window lies, [O…, kernel…]; just behind its end for padding."""
-    sizes, rank = given(windows.positions), len(given(windows.positions))
-    pixels, parts = math.prod(sizes), []
+    rank, pixels = len(given(windows.positions)), math.prod(given(windows.positions))
+    parts = [
+        np.expand_dims(places[:, ::direction], [i for i in range(2 * rank) if i not in (axis, rank + axis)])
+        for axis, places in enumerate(_strided(windows, behind=pixels))
+    ]
+    return _total(op, windows, parts, pixels)
+
+
+def _places_by_tap(op: Builder, windows: Windows, batch: int) -> ir.Value:
+    """Where in the flattened batch a tap of a window lies, [kernel…, N, O…]; behind its end for padding."""
+    rank, pixels = len(given(windows.positions)), math.prod(given(windows.positions))
+    axes = range(2 * rank + 1)
+    parts = [
+        np.expand_dims(places.T, [i for i in axes if i not in (axis, rank + 1 + axis)])
+        for axis, places in enumerate(_strided(windows, behind=batch * pixels))
+    ]
+    images = np.expand_dims(np.arange(batch) * pixels, [i for i in axes if i != rank])
+    return _total(op, windows, [*parts, images], batch * pixels)
+
+
+def _strided(windows: Windows, behind: int) -> Iterator[npt.NDArray[np.int64]]:
+    """For each axis, what each window's taps along it add to the place, [O, k]; `behind` for padding."""
+    sizes = given(windows.positions)
     for axis, length in enumerate(sizes):
-        places = tap_positions(windows, axis)[:, ::direction]
+        places = tap_positions(windows, axis)
         inside = (places >= 0) & (places < length)
-        shape = [1] * (2 * rank)
-        shape[axis], shape[rank + axis] = places.shape
-        along = np.where(inside, places * math.prod(sizes[axis + 1 :]), pixels)
-        parts.append(along.reshape(shape))
-    if math.prod(given(windows.count)) * math.prod(given(windows.kernel)) <= _MOST_PLACES:
-        return op.constant(np.minimum(functools.reduce(np.add, parts), pixels), ir.DataType.INT64)
+        yield np.where(inside, places * math.prod(sizes[axis + 1 :]), behind)
+
+
+def _total(op: Builder, windows: Windows, parts: list[npt.NDArray[np.int64]], most: int) -> ir.Value:
+    """The sum of `parts`, which are stretched, and no more than `most`."""
+    if math.prod(part.size for part in parts) <= _MOST_PLACES:
+        return op.constant(np.minimum(functools.reduce(np.add, parts), most), ir.DataType.INT64)
     total = functools.reduce(op.Add, (op.constant(part, ir.DataType.INT64) for part in parts))
-    return total if windows.pads is None else op.Min(total, pixels)
+    return total if windows.pads is None else op.Min(total, most)

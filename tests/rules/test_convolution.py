@@ -150,8 +150,8 @@ FORMULAS: list[tuple[Shape, Shape, dict[str, Any], tuple[str, ...]]] = [
     ((2, 8, 4, 4), (4, 8, 1, 1), {}, ("MatMul",)),
     ((2, 8, 4, 4), (4, 8, 1, 1), {"strides": [2, 2]}, ("MatMul", "Slice")),
     ((2, 8, 4, 4), (4, 8, 3, 3), {"pads": [1, 1, 1, 1]}, ("MatMul", "Pad")),
-    ((2, 8, 4, 4), (8, 1, 3, 3), {"pads": [1, 1, 1, 1], "group": 8}, ("MatMul", "Slice")),
-    ((2, 8, 5, 5), (8, 1, 3, 3), {"strides": [2, 2], "group": 8}, ("MatMul", "Slice")),
+    ((2, 8, 4, 4), (8, 1, 3, 3), {"pads": [1, 1, 1, 1], "group": 8}, ("MatMul", "Gather")),
+    ((2, 8, 5, 5), (8, 1, 3, 3), {"strides": [2, 2], "group": 8}, ("MatMul", "Gather")),
     ((2, 8, 4, 40), (8, 1, 3, 3), {"pads": [1, 1, 1, 1], "group": 8}, ("MatMul", "Pad")),
     ((2, 8, 1, 4), (8, 1, 3, 3), {"pads": [1, 1, 1, 1], "group": 8}, ("MatMul", "Pad")),
     ((2, 16, 4, 4), (4, 16, 3, 3), {"pads": [1, 1, 1, 1]}, ("MatMul", "Pad", "Gather")),
@@ -227,6 +227,21 @@ def test_gathered_from_many_places(
     stored = gradients(model, inputs, {"y0": dy}, ["w"])["w"]
     monkeypatch.setattr(gathered, "_MOST_PLACES", 0)
     np.testing.assert_array_equal(gradients(model, inputs, {"y0": dy}, ["w"])["w"], stored)
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "attributes"), [case[:3] for case in FORMULAS if "Gather" in case[3]], ids=str
+)
+def test_a_batch_that_is_known_at_run_time_only(x: Shape, w: Shape, attributes: dict[str, Any]) -> None:
+    """Windows are copied side by side then, and not for each tap."""
+    inputs = _arrays(x=x, w=w)
+    model = single_node("Conv", inputs, **attributes)
+    dy = np.random.default_rng(0).standard_normal(evaluator(model)(inputs)["y0"].shape).astype(np.float32)
+    expected = gradients(model, inputs, {"y0": dy}, ["w"])["w"]
+    for value in (*model.graph.input[:1], *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    actual = gradients(model, inputs, {"y0": dy}, ["w"])["w"]
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("few_windows", [1000, 0], ids=["scattered", "gathered"])
