@@ -67,6 +67,7 @@ _FEW_CHANNELS = 3
 _FEW_TAPS = 32
 _ENOUGH_CHANNELS_TO_GATHER = 16
 _SMALL_MAP = 450
+_RESPONSES_TO_A_WINDOW = 2
 _WIDEST_BANDS = 32 * 32
 _WIDEST_STRIDED_BANDS = 112 * 56
 
@@ -242,34 +243,27 @@ def _rows(op: Builder, value: ir.Value, rows: Sequence[range], sizes: Sizes) -> 
 
 
 def _gathered(op: Builder, filters: Filters, image: ir.Value, response: ir.Value) -> ir.Value:
-    """For known sizes: all windows copied side by side, channels last, then products of matrices.
+    """For known sizes: what all windows see copied side by side, channels last, then products of matrices.
 
-    With few windows, they are brought into the order of the weights. Else the product is: where the batch is
-    known, there is a product for each tap, because what they give is transposed as one matrix, and not as one
+    Where the batch is known, it is laid out tap by tap. Few windows are then brought into the order of the
+    weights. With more, there is a product for each tap, and they are: transposed as one matrix, not as one
     for each response, for which threads would wait for each other.
     """
     (m, c), windows = given(filters.channels), filters.windows
     kernel, rank = given(windows.kernel), len(given(windows.kernel))
-    few, (batch, *_) = _are_few(windows, image, m), known.dimensions(image) or (None,)
+    batch, *_ = known.dimensions(image) or (None,)
     if not has_one_image(image):
         response = _first_axes_swapped(op, response, rank)
     responses = op.Reshape(response, [m, -1])
-    if not few and isinstance(batch, int) and batch > 0:
-        by_tap = op.MatMul(responses, windows_by_tap(op, image, windows, batch, c))
-        last = range(rank, rank + 2)
-        return op.Transpose(op.Reshape(by_tap, [*kernel, m, c]), perm=[*last, *range(rank)])
-    total = op.MatMul(responses, gathered_windows(op, image, windows, c, taps_behind_channels=few))
-    if few:
-        return op.reshape_like(total, filters.w)
-    return op.Transpose(op.Reshape(total, [m, *kernel, c]), perm=[0, rank + 1, *range(1, rank + 1)])
-
-
-def _are_few(windows: Windows, image: ir.Value, m: int) -> bool:
-    """Whether the batch is known to have at most half as many windows as each has responses."""
-    dims = known.dimensions(image)
-    return (
-        dims is not None and isinstance(dims[0], int) and 2 * dims[0] * math.prod(given(windows.count)) <= m
-    )
+    if not isinstance(batch, int) or batch == 0:
+        total = op.MatMul(responses, gathered_windows(op, image, windows, c))
+        return op.Transpose(op.Reshape(total, [m, *kernel, c]), perm=[0, rank + 1, *range(1, rank + 1)])
+    seen, count, taps = windows_by_tap(op, image, windows, batch, c), given(windows.count), math.prod(kernel)
+    if batch * math.prod(count) * _RESPONSES_TO_A_WINDOW <= m:
+        columns = op.Transpose(op.Reshape(seen, [taps, -1]), perm=[1, 0])
+        return op.reshape_like(op.MatMul(responses, op.Reshape(columns, [-1, c * taps])), filters.w)
+    products = op.Reshape(op.MatMul(responses, seen), [*kernel, m, c])
+    return op.Transpose(products, perm=[rank, rank + 1, *range(rank)])
 
 
 def _swapped(op: Builder, filters: Filters, image: ir.Value, response: ir.Value) -> ir.Value:

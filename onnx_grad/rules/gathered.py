@@ -23,7 +23,6 @@ def gathered_windows(
     windows: Windows,
     channels: int,
     last_tap_first: bool = False,
-    taps_behind_channels: bool = False,
 ) -> ir.Value:
     """The image [N, C, I…] as a matrix [N·windows, taps·C], one row for what each window sees.
 
@@ -33,7 +32,6 @@ def gathered_windows(
         windows: Windows of known sizes.
         channels: C.
         last_tap_first: Whether the taps of a window are read against their order, along every axis.
-        taps_behind_channels: Whether the columns are C·taps instead, which takes a copy more.
     """
     rank, taps = len(given(windows.kernel)), math.prod(given(windows.kernel))
     pixels = math.prod(given(windows.positions))
@@ -44,8 +42,6 @@ def gathered_windows(
         seen = op.Pad(seen, [0, 0, 0, 0, 1, 0])
     places = _places(op, windows, -1 if last_tap_first else 1)
     rows = op.Gather(seen, places, axis=1)
-    if taps_behind_channels:
-        rows = op.Transpose(op.Reshape(rows, [-1, taps, channels]), perm=[0, 2, 1])
     return op.Reshape(rows, [-1, taps * channels])
 
 
