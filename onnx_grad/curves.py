@@ -26,7 +26,6 @@ _SMOOTH = frozenset("Add Cos Div Erf Exp Mul Neg Pow Sigmoid Sin Softplus Sub Ta
 # In half precision, a derivative may overflow where the product with a small cotangent does not.
 _WIDE = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE})
 _MOST = 16
-_OWN_RULES = "onnx_grad.rules."
 
 
 @dataclass(frozen=True)
@@ -149,8 +148,7 @@ def _belongs(path: Path, node: ir.Node) -> bool:
         is_smooth = number in (2.0, 3.0) if node.op_type == "Pow" else number not in (None, 0.0)
         if not is_smooth or variables != [node.inputs[0]]:
             return False
-    rule = registry.lookup("", node.op_type, quantization=path.quantization).rule
-    return rule is not None and rule.__module__.startswith(_OWN_RULES)
+    return registry.has_own_rule(node.op_type, path.quantization)
 
 
 def _variables(path: Path, node: ir.Node) -> list[ir.Value]:

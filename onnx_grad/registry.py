@@ -401,6 +401,12 @@ def lookup(
     )
 
 
+def has_own_rule(op_type: str, quantization: Quantization | None = None) -> bool:
+    """Whether the rule of a standard operator is the project's, and not one of a user's, who may wrap it."""
+    rule = lookup("", op_type, quantization=quantization).rule
+    return rule is not None and rule.__module__.startswith("onnx_grad.rules.")
+
+
 def operators() -> dict[OperatorId, Entry]:
     """Everything that is declared, by (domain, operator type), as it is without a choice of quantization."""
     identifiers = (*_straight_through, *_table)

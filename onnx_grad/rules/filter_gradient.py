@@ -251,6 +251,8 @@ def _gathered(op: Builder, filters: Filters, image: ir.Value, response: ir.Value
     """
     (m, c), windows = given(filters.channels), filters.windows
     kernel, rank = given(windows.kernel), len(given(windows.kernel))
+    if 0 in given(windows.positions):
+        return op.zeros_like(filters.w)
     batch, *_ = known.dimensions(image) or (None,)
     if not has_one_image(image):
         response = _first_axes_swapped(op, response, rank)

@@ -244,6 +244,17 @@ def test_a_batch_that_is_known_at_run_time_only(x: Shape, w: Shape, attributes: 
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(2, 16, 0, 4), (2, 16, 4, 0), (0, 16, 4, 4)], ids=str)
+def test_images_without_pixels(shape: Shape) -> None:
+    """Windows see nothing but padding then, or there are none."""
+    inputs = _arrays(x=shape, w=(4, 16, 3, 3))
+    model = single_node("Conv", inputs, pads=[2, 2, 2, 2])
+    y = evaluator(model)(inputs)["y0"]
+    for knowledge in SHAPE_KNOWLEDGE:
+        dw = gradients(with_shapes(model, knowledge), inputs, {"y0": np.ones_like(y)}, ["w"])["w"]
+        np.testing.assert_array_equal(dw, np.zeros((4, 16, 3, 3)))
+
+
 @pytest.mark.parametrize("few_windows", [1000, 0], ids=["scattered", "gathered"])
 @pytest.mark.parametrize(
     ("op_type", "x", "w", "attributes"),

@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 import onnx_grad
+from onnx_grad import registry
+from onnx_grad.builder import Builder
 from tests.graphs import parse
 from tests.oracle import check, gradients, single_node
 
@@ -91,6 +94,24 @@ class TestRowsThatWeightAMatrix:
         check(read, {"s": X, "v": v})
         assert self.summed(read, wrt="s", of="o") == 4
         assert self.summed(self.model(self.ATTENTION), wrt=["s", "p"]) == 4
+
+    def test_a_rule_of_a_users_own_that_wraps_the_products(self) -> None:
+        """What it makes of dP is not what the product's row sums tell."""
+        original = registry.lookup("", "MatMul")
+        model, v = self.model(self.ATTENTION), np.random.default_rng(1).standard_normal((2, 4, 2))
+        inputs, dy = {"s": X, "v": v}, {"o": np.random.default_rng(2).standard_normal((2, 3, 2))}
+        expected = gradients(model, inputs, dy, ["s"])["s"] / 2
+
+        @registry.gradient("MatMul")
+        def halved(op: Builder, node: ir.Node, dy: ir.Value) -> ir.Value:
+            first, _ = original.rule(op, node, dy)
+            return (first() if callable(first) else first) * 0.5
+
+        try:
+            actual = gradients(model, inputs, dy, ["s"])["s"]
+        finally:
+            registry._table["", "MatMul"] = original
+        np.testing.assert_allclose(actual, expected)
 
     def test_probabilities_on_the_right_or_on_both_sides(self) -> None:
         right = parse(
