@@ -148,7 +148,7 @@ def _belongs(path: Path, node: ir.Node) -> bool:
         is_smooth = number in (2.0, 3.0) if node.op_type == "Pow" else number not in (None, 0.0)
         if not is_smooth or variables != [node.inputs[0]]:
             return False
-    return registry.has_own_rule(node.op_type, path.quantization)
+    return registry.has_own_rule(node.op_type)
 
 
 def _variables(path: Path, node: ir.Node) -> list[ir.Value]:

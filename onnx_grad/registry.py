@@ -401,10 +401,11 @@ def lookup(
     )
 
 
-def has_own_rule(op_type: str, quantization: Quantization | None = None) -> bool:
-    """Whether the rule of a standard operator is the project's, and not one of a user's, who may wrap it."""
-    rule = lookup("", op_type, quantization=quantization).rule
-    return rule is not None and rule.__module__.startswith("onnx_grad.rules.")
+def has_own_rule(op_type: str) -> bool:
+    """Whether the rules of a standard operator are the project's, and none is a user's, who may wrap them."""
+    entries = (lookup("", op_type, quantization=choice) for choice in (None, *get_args(Quantization)))
+    rules = [entry.rule for entry in entries]
+    return all(rule is not None and rule.__module__.startswith("onnx_grad.rules.") for rule in rules)
 
 
 def operators() -> dict[OperatorId, Entry]:

@@ -13,7 +13,7 @@ from onnx_grad.builder import Builder
 from onnx_grad.masking import as_number, keep_where
 from onnx_grad.registry import InputCotangent, gradient
 from onnx_grad.rules.blocked_layout import is_between_convolutions
-from onnx_grad.rules.pooled_activation import is_masked_by_its_pool, shares_mask
+from onnx_grad.rules.pooled_activation import is_masked_by_its_pool
 from onnx_grad.singularities import meets_singularity
 from onnx_grad.step_function import is_unit_step, unit_step
 
@@ -21,7 +21,6 @@ from onnx_grad.step_function import is_unit_step, unit_step
 
 
 @gradient("Relu", convention="Relu'(0) = 0")
-@shares_mask("Relu")
 def relu(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     """y = max(x, 0): dx = dy where y ≠ 0."""
     (y,) = node.outputs

@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import get_args
-
 import onnx_ir as ir
 
 from onnx_grad import registry
 from onnx_grad.builder import Builder
-from onnx_grad.registry import Quantization, Rule
-
-# The rules that agree on where the mask is applied, by operator.
-_AGREED: dict[str, Rule] = {}
-
-
-def shares_mask(op_type: str) -> Callable[[Rule], Rule]:
-    """Note that the decorated rule of an operator asks the functions below."""
-
-    def note(rule: Rule) -> Rule:
-        _AGREED[op_type] = rule
-        return rule
-
-    return note
 
 
 def pools_a_relu(op: Builder, pool: ir.Node) -> bool:
@@ -36,7 +19,7 @@ def pools_a_relu(op: Builder, pool: ir.Node) -> bool:
     relu = None if x is None else x.producer()
     if x is None or relu is None or op.asked_for is None or x in op.asked_for:
         return False
-    return relu.op_type == "Relu" and relu.domain == "" and _only_reader(relu) is pool and _are_in_force()
+    return relu.op_type == "Relu" and relu.domain == "" and _only_reader(relu) is pool and _are_ours()
 
 
 def is_masked_by_its_pool(op: Builder, relu: ir.Node) -> bool:
@@ -47,13 +30,9 @@ def is_masked_by_its_pool(op: Builder, relu: ir.Node) -> bool:
     return pools_a_relu(op, reader)
 
 
-def _are_in_force() -> bool:
+def _are_ours() -> bool:
     """Whether neither of the rules was replaced by a user's, which knows nothing of a shared mask."""
-    return all(
-        registry.lookup("", op_type, quantization=choice).rule is rule
-        for op_type, rule in _AGREED.items()
-        for choice in (None, *get_args(Quantization))
-    )
+    return registry.has_own_rule("Relu") and registry.has_own_rule("MaxPool")
 
 
 def _only_reader(node: ir.Node) -> ir.Node | None:

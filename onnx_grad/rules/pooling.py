@@ -13,7 +13,7 @@ from onnx_grad.masking import keep_where
 from onnx_grad.registry import InputCotangent, gradient
 from onnx_grad.rules.accumulate import add_flat
 from onnx_grad.rules.lp_norms import lp_factors
-from onnx_grad.rules.pooled_activation import pools_a_relu, shares_mask
+from onnx_grad.rules.pooled_activation import pools_a_relu
 from onnx_grad.rules.pooled_windows import is_same_and_dilated, pooled_windows, run_time_begin, shares
 from onnx_grad.rules.precision import widen
 from onnx_grad.rules.tiled_maxima import (
@@ -69,7 +69,6 @@ def _advice(node: ir.Node, what: str) -> str:
 
 
 @gradient("MaxPool", refuses=_undefined, convention="the first maximum of a window takes all")
-@shares_mask("MaxPool")
 def max_pool(op: Builder, node: ir.Node, dy: ir.Value) -> InputCotangent:
     """y[o] = the maximum of window o: dx = dy at the position of the maximum, the first one of equals.
 
